@@ -1,0 +1,98 @@
+/* What one migration cost: filled by the source's session thread, read by reports. One JSON document. */
+#ifndef MIGRATE_MEASUREMENT_H
+#define MIGRATE_MEASUREMENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "migrate/guest/guest.h"
+#include "migrate/policy.h"
+
+enum { MEASUREMENT_SCHEMA = 1, MEASUREMENT_MAX_TEXT = 64 };
+
+struct round_measurement {
+    uint64_t pages, zero_pages;  /* handed out; of them zero */
+    uint64_t skipped_pages;      /* dirty again before they were sent: left to the next round */
+    uint64_t bytes, wire_bytes;  /* guest bytes sent; bytes on the wire */
+    uint64_t start_ns, ns;       /* since the accepted command; duration */
+    uint64_t dirty_pages_after;
+    uint64_t predicted_downtime_ns; /* at its end */
+    unsigned throttle;
+    bool paused; /* the last round, with the guest stopped */
+};
+
+struct host_facts {
+    char kernel[MEASUREMENT_MAX_TEXT * 2], cpu[MEASUREMENT_MAX_TEXT * 2], hostname[MEASUREMENT_MAX_TEXT];
+    char interface[MEASUREMENT_MAX_TEXT]; /* of the control channel; "lo" */
+    int64_t link_mbit;                    /* -1: unknown */
+    int mtu;                              /* 0: unknown */
+    char version[MEASUREMENT_MAX_TEXT];   /* of wander */
+};
+
+/* The destination's half; comes in REPORT. */
+struct destination_measurement {
+    bool known; /* false: REPORT was lost, all of it is null */
+    uint64_t cpu_ns;
+    uint64_t state_load_ns, resume_ns;
+    uint64_t resident_growth_bytes; /* of the destination process, since the session began */
+    struct host_facts host;
+};
+
+struct measurement {
+    char result[24]; /* "completed", "failed", "cancelled", "in-doubt" */
+    char error[ERROR_TEXT_SIZE];
+    char session[33], guest_name[GUEST_NAME_SIZE];
+    char guest_kind[GUEST_KIND_SIZE], accel[GUEST_KIND_SIZE], tracker[24];
+    uint64_t memory_bytes;
+    unsigned vcpus;
+    char transport[16], destination[320], filter[128];
+    unsigned lanes;
+
+    uint64_t total_ns, setup_ns, downtime_ns; /* downtime: source's clock, pause -> RUNNING received */
+    struct {
+        uint64_t pause, final_copy, verify, state_save, state_transfer, state_load, resume;
+    } downtime;
+    uint64_t predicted_downtime_ns, predicted_last_bytes, last_bytes; /* at the switchover */
+    unsigned switchover_retries; /* pauses undone because more was dirty than foretold */
+    bool forced;
+
+    struct round_measurement *rounds; /* owned */
+    size_t round_count, round_capacity;
+
+    uint64_t raw_pages, zero_pages, hole_pages; /* holes: never touched, never read */
+    uint64_t present_bytes;                     /* touched at the start */
+    uint64_t guest_bytes, wire_bytes;
+    uint64_t source_cpu_ns;
+    uint64_t goodput; /* bytes/s of guest bytes over the rounds with the guest running */
+    uint64_t state_bytes;
+    bool verified;
+    uint64_t verified_chunks;
+
+    struct policy_limits limits;
+    uint64_t max_bandwidth; /* 0: unlimited */
+    struct host_facts source_host;
+    struct destination_measurement destination_half;
+};
+
+/* Room for one more round at the end, zeroed; NULL without memory. */
+struct round_measurement *measurement_add_round(struct measurement *m);
+void measurement_free(struct measurement *m);
+
+/* The JSON document (schema: migrate/measurement.md), indented; the caller frees. `gap_ns` from the guest or 0 for
+ * null. NULL without memory. Every figure not known is null, never guessed. */
+char *measurement_to_json(const struct measurement *m, uint64_t gap_ns);
+/* The table for a terminal: every round, total time, downtime by part. The caller frees. */
+char *measurement_to_table(const struct measurement *m, uint64_t gap_ns);
+
+/* The destination's half as the body of REPORT and back. The text comes from a peer: checked, -EPROTO. */
+char *destination_measurement_encode(const struct destination_measurement *d);
+int destination_measurement_decode(const char *text, size_t size, struct destination_measurement *out,
+                                   struct error *err);
+
+/* Facts of this host; `socket` (or -1) names the interface. Reads /proc and /sys; blocks briefly. */
+void host_facts_read(int socket, struct host_facts *out);
+/* Resident bytes of this process, page tables not counted. */
+uint64_t process_resident_bytes(void);
+
+#endif
