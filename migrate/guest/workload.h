@@ -6,8 +6,8 @@
 #include <stdint.h>
 
 #include "migrate/guest/guest.h"
+#include "migrate/guest/workload_pattern.h"
 
-enum workload_pattern { WORKLOAD_SEQUENTIAL, WORKLOAD_RANDOM, WORKLOAD_HOTCOLD, WORKLOAD_WINDOW };
 enum workload_content { CONTENT_ZERO, CONTENT_CONSTANT, CONTENT_COMPRESSIBLE, CONTENT_INCOMPRESSIBLE };
 
 /* All sizes in bytes, multiples of the page size; offsets count from the start of the area the guest leaves to the
