@@ -1,0 +1,163 @@
+#include "transport/transport.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "transport/base/log.h"
+#include "transport/tcp/tcp.h"
+
+typedef int transport_new_fn(const struct transport_params *params, struct transport **out,
+                             struct error *err);
+
+static const struct transport_scheme {
+    const char *scheme;
+    transport_new_fn *make;
+} schemes[] = {
+    {"tcp", tcp_transport_new},
+};
+
+enum { SCHEME_COUNT = sizeof schemes / sizeof *schemes };
+
+static int unknown_scheme(const char *scheme, struct error *err)
+{
+    char known[128] = "";
+
+    for (unsigned i = 0; i < SCHEME_COUNT; i++) {
+        strncat(known, i ? ", " : "", sizeof known - strlen(known) - 1);
+        strncat(known, schemes[i].scheme, sizeof known - strlen(known) - 1);
+    }
+    return error_set(err, EPROTONOSUPPORT, "there is no transport \"%s\"; there are: %s", scheme,
+                     known);
+}
+
+int transport_new(const char *scheme, const struct transport_params *params, struct transport **out,
+                  struct error *err)
+{
+    if (params->lanes < 1 || params->lanes > TRANSPORT_MAX_LANES)
+        return error_set(err, EINVAL, "%u lanes asked for; 1 to %d are possible", params->lanes,
+                         TRANSPORT_MAX_LANES);
+    for (unsigned i = 0; i < SCHEME_COUNT; i++)
+        if (strcmp(schemes[i].scheme, scheme) == 0)
+            return schemes[i].make(params, out, err);
+    return unknown_scheme(scheme, err);
+}
+
+/* Set-up calls and failures are traced; post, kick and reap are too many, their failures are not. */
+static int traced(const struct transport *t, const char *operation, int result,
+                  const struct error *err)
+{
+    if (result < 0)
+        log_line(LOG_DEBUG, "%s: %s: %s", t->ops->name, operation, err->text);
+    return result;
+}
+
+unsigned transport_capabilities(const struct transport *t)
+{
+    return t->ops->capabilities(t);
+}
+
+int transport_listen(struct transport *t, const struct address *at, uint16_t *port, struct error *err)
+{
+    int result = t->ops->listen(t, at, port, err);
+
+    if (!result)
+        log_line(LOG_DEBUG, "%s: listening on %s port %u", t->ops->name, at->host, *port);
+    return traced(t, "listen", result, err);
+}
+
+int transport_accept(struct transport *t, int timeout_ms, struct error *err)
+{
+    if (timeout_ms < 0)
+        return error_set(err, EINVAL, "accept needs a time limit");
+    return traced(t, "accept", t->ops->accept(t, timeout_ms, err), err);
+}
+
+int transport_connect(struct transport *t, const struct address *peer, int timeout_ms, struct error *err)
+{
+    if (timeout_ms < 0)
+        return error_set(err, EINVAL, "connect needs a time limit");
+    return traced(t, "connect", t->ops->connect(t, peer, timeout_ms, err), err);
+}
+
+int transport_open_region(struct transport *t, const struct transport_region *region, struct error *err)
+{
+    if (!region->base || !region->size || region->size > UINTPTR_MAX - (uintptr_t)region->base)
+        return error_set(err, EINVAL, "region %u has no memory or no size", region->id);
+    return traced(t, "open_region", t->ops->open_region(t, region, err), err);
+}
+
+int transport_close_region(struct transport *t, uint32_t id, struct error *err)
+{
+    return traced(t, "close_region", t->ops->close_region(t, id, err), err);
+}
+
+void transport_will_need(struct transport *t, uint32_t region, uint64_t offset, uint64_t length)
+{
+    t->ops->will_need(t, region, offset, length);
+}
+
+void transport_done_with(struct transport *t, uint32_t region, uint64_t offset, uint64_t length)
+{
+    t->ops->done_with(t, region, offset, length);
+}
+
+static int check_transfer(const struct transfer *t, struct error *err)
+{
+    size_t limit = t->kind == TRANSFER_BLOB ? TRANSPORT_MAX_BLOB : TRANSPORT_MAX_TRANSFER;
+
+    if (t->kind != TRANSFER_PLACE && t->kind != TRANSFER_BLOB)
+        return error_set(err, EINVAL, "a transfer of unknown kind %d", (int)t->kind);
+    if (t->lane_class != TRANSFER_BULK || t->notify)
+        return error_set(err, EINVAL, "urgent and notifying transfers are reserved");
+    if (!t->bytes || !t->length || t->length > limit)
+        return error_set(err, EINVAL, "a transfer of %zu bytes; 1 to %zu are possible", t->length,
+                         limit);
+    if (t->offset > UINT64_MAX - t->length)
+        return error_set(err, EINVAL, "a transfer beyond the end of its address space");
+    return 0;
+}
+
+int transport_post(struct transport *t, const struct transfer *transfers, unsigned n, struct error *err)
+{
+    for (unsigned i = 0; i < n; i++) {
+        int result = check_transfer(&transfers[i], err);
+
+        if (result < 0)
+            return traced(t, "post", result, err);
+    }
+    return traced(t, "post", t->ops->post(t, transfers, n, err), err);
+}
+
+int transport_kick(struct transport *t, struct error *err)
+{
+    return traced(t, "kick", t->ops->kick(t, err), err);
+}
+
+int transport_fence(struct transport *t, uint64_t id, struct error *err)
+{
+    return traced(t, "fence", t->ops->fence(t, id, err), err);
+}
+
+int transport_reap(struct transport *t, struct completion *completions, unsigned max, int timeout_ms,
+                   struct error *err)
+{
+    if (max && !completions)
+        return error_set(err, EINVAL, "reap without room for completions");
+    return traced(t, "reap", t->ops->reap(t, completions, max, timeout_ms, err), err);
+}
+
+void transport_stats(const struct transport *t, struct transport_stats *stats)
+{
+    t->ops->stats(t, stats);
+}
+
+void transport_shutdown(struct transport *t)
+{
+    t->ops->shutdown(t);
+}
+
+void transport_close(struct transport *t)
+{
+    if (t)
+        t->ops->close(t);
+}
