@@ -40,13 +40,17 @@ enum policy_action { POLICY_ANOTHER_ROUND, POLICY_SWITCH_OVER, POLICY_GIVE_UP };
 
 struct policy_decision {
     enum policy_action action;
-    unsigned throttle;               /* percent to set before the next round */
+    unsigned throttle;               /* percent to set before the next round; never lowered, 0 with GIVE_UP */
     bool forced;                     /* switch over although the limit will not be met (on-timeout force) */
     uint64_t predicted_downtime_ns;  /* if it switched over now */
     uint64_t predicted_last_bytes;   /* that the last round would send at most */
     char why[256];                   /* one sentence with the figures behind the decision */
 };
 
+/* Decides from the last three rounds (and whether there are so many). Any thread. Rounds go on without end while only the
+ * guest's dirty rate is in the way, for that may fall: `why` and the ETA then say that it never converges, and max_time_ns
+ * bounds it. A limit below what pause, state and resume take without any page is given up after three rounds.
+ * predicted_last_bytes counts every page as sent in full, and twice the pages that get dirty during pause_delay_ns. */
 struct policy_decision policy_decide(const struct policy_input *input, const struct policy_limits *limits);
 
 /* The downtime if `last_bytes` were still to be sent with the guest paused. */

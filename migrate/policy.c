@@ -1,0 +1,361 @@
+#include "migrate/policy.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "migrate/guest/guest.h"
+#include "transport/base/clock.h"
+#include "transport/base/options.h"
+
+/* How the decision falls, first match wins:
+ *
+ *   predicted downtime <= limit                      switch over
+ *   max_time is over                                 give up, or switch over by force
+ *   pause, load and state alone exceed the limit     give up after FUTILE_ROUNDS: no round can help
+ *   STALLED_ROUNDS at one throttle made no progress  more throttle, where allowed
+ *   otherwise                                        another round
+ *
+ * A guest that dirties faster than its pages are sent is no reason to give up: its load may fall,
+ * and the operator, whom `why` and the ETA tell that it will not end as things go, may cancel or
+ * set a max_time. */
+enum {
+    MARGIN_PAGES = 16,     /* written at the pause itself: by the VMM, by the last instructions */
+    MARGIN_FACTOR = 2,     /* on the pages that get dirty until the vCPUs stand still: bursts */
+    STALLED_ROUNDS = 2,    /* without progress at the throttle in force, before it is raised */
+    PROGRESS_PERCENT = 75, /* a round has made progress if at most so much of it is dirty again */
+    FUTILE_ROUNDS = 3,
+    THROTTLE_STEP = 10,
+    THROTTLE_MAX = 99,
+    ETA_ROUNDS = 1000,
+};
+
+/* A dirty set halves from round to round when pages get dirty at this share of the bandwidth. */
+static const double throttle_target = 0.5;
+
+/* Shorter than any real round; keeps a rate finite when a clock did not move. */
+static const double shortest_dirty_s = 1e-6;
+
+enum reason {
+    REASON_FITS,
+    REASON_FORCED,
+    REASON_TIMEOUT,
+    REASON_FUTILE, /* up to here the rounds end */
+    REASON_THROTTLE,
+    REASON_STALLED,
+    REASON_SLOW,
+    REASON_GOES_ON,
+};
+
+static const enum policy_action reason_action[] = {
+    [REASON_FITS] = POLICY_SWITCH_OVER,       [REASON_FORCED] = POLICY_SWITCH_OVER,
+    [REASON_TIMEOUT] = POLICY_GIVE_UP,        [REASON_FUTILE] = POLICY_GIVE_UP,
+    [REASON_THROTTLE] = POLICY_ANOTHER_ROUND, [REASON_STALLED] = POLICY_ANOTHER_ROUND,
+    [REASON_SLOW] = POLICY_ANOTHER_ROUND,     [REASON_GOES_ON] = POLICY_ANOTHER_ROUND,
+};
+
+static uint64_t saturating_add(uint64_t a, uint64_t b)
+{
+    uint64_t sum;
+
+    return __builtin_add_overflow(a, b, &sum) ? UINT64_MAX : sum;
+}
+
+static uint64_t pages_to_bytes(uint64_t pages)
+{
+    return pages > UINT64_MAX >> GUEST_PAGE_SHIFT ? UINT64_MAX : pages << GUEST_PAGE_SHIFT;
+}
+
+static double smaller(double a, double b)
+{
+    return a < b ? a : b;
+}
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+static uint64_t double_to_u64(double value)
+{
+    return value >= 0x1p64 ? UINT64_MAX : (uint64_t)value;
+}
+
+static uint64_t transfer_ns(uint64_t bytes, uint64_t bytes_per_s)
+{
+    unsigned __int128 ns = (unsigned __int128)bytes * NS_PER_S / (bytes_per_s ? bytes_per_s : 1);
+
+    return ns > UINT64_MAX ? UINT64_MAX : (uint64_t)ns;
+}
+
+static const struct policy_round *last_round(const struct policy_input *input)
+{
+    return &input->rounds[input->round_count - 1];
+}
+
+/* Distinct pages per second. With a hot set this falls as the time grows, so over the pause delay,
+ * which comes on top of dirty_ns, it is an upper bound. */
+static double dirty_pages_per_s(const struct policy_round *round)
+{
+    double s = (double)round->dirty_ns / (double)NS_PER_S;
+
+    return (double)round->dirty_pages_after / larger(s, shortest_dirty_s);
+}
+
+static double dirty_bytes_per_s(const struct policy_round *round)
+{
+    return dirty_pages_per_s(round) * GUEST_PAGE_SIZE;
+}
+
+static uint64_t predict_last_bytes(const struct policy_input *input)
+{
+    const struct policy_round *last = last_round(input);
+    double delay_s = (double)input->pause_delay_ns / (double)NS_PER_S;
+    uint64_t late = double_to_u64(dirty_pages_per_s(last) * delay_s * MARGIN_FACTOR);
+    uint64_t pages = saturating_add(last->dirty_pages_after, saturating_add(late, MARGIN_PAGES));
+
+    return pages_to_bytes(pages);
+}
+
+uint64_t policy_predict_downtime(const struct policy_input *input, uint64_t last_bytes)
+{
+    uint64_t ns = transfer_ns(last_bytes, input->bandwidth);
+
+    ns = saturating_add(ns, transfer_ns(input->state_bytes, input->bandwidth));
+    return saturating_add(ns, input->fixed_ns);
+}
+
+static uint64_t shortest_downtime(const struct policy_input *input)
+{
+    return policy_predict_downtime(input, pages_to_bytes(MARGIN_PAGES));
+}
+
+static bool is_stalled(const struct policy_round *round)
+{
+    return (double)round->dirty_pages_after * 100 > (double)round->pages * PROGRESS_PERCENT;
+}
+
+static bool is_stalled_at_this_throttle(const struct policy_input *input)
+{
+    const struct policy_round *last = last_round(input);
+
+    if (input->round_count < STALLED_ROUNDS)
+        return false;
+    for (size_t back = 0; back < STALLED_ROUNDS; back++) {
+        if (!is_stalled(last - back) || (last - back)->throttle != last->throttle)
+            return false;
+    }
+    return true;
+}
+
+/* The throttle at which pages get dirty at throttle_target of the bandwidth, if the dirty rate is
+ * proportional to the vCPUs' time; at least a step more than now, because a hot set hides how fast
+ * it is written. */
+static unsigned raised_throttle(const struct policy_input *input, unsigned throttle_max)
+{
+    const struct policy_round *last = last_round(input);
+    double running = 1 - smaller(last->throttle, THROTTLE_MAX) / 100.0;
+    double wanted = throttle_target * (double)input->bandwidth / larger(dirty_bytes_per_s(last), 1);
+    double needed = 100 * (1 - running * wanted) + 1;
+    double step = last->throttle + THROTTLE_STEP;
+
+    return (unsigned)smaller(larger(needed, step), smaller(throttle_max, THROTTLE_MAX));
+}
+
+/* No round can help; with a forced end to come, that is waited for. */
+static bool is_futile(const struct policy_input *input, const struct policy_limits *limits)
+{
+    bool force_to_come = limits->max_time_ns && limits->on_timeout == ON_TIMEOUT_FORCE;
+
+    return !force_to_come && input->round_count >= FUTILE_ROUNDS &&
+           shortest_downtime(input) > limits->downtime_ns;
+}
+
+static bool may_throttle_more(const struct policy_input *input, const struct policy_limits *limits)
+{
+    unsigned now = last_round(input)->throttle;
+
+    return now < limits->throttle_max && now < THROTTLE_MAX;
+}
+
+static enum reason find_reason(const struct policy_input *input, const struct policy_limits *limits,
+                               uint64_t predicted_downtime_ns)
+{
+    const struct policy_round *last = last_round(input);
+
+    if (predicted_downtime_ns <= limits->downtime_ns)
+        return REASON_FITS;
+    if (limits->max_time_ns && input->elapsed_ns >= limits->max_time_ns)
+        return limits->on_timeout == ON_TIMEOUT_FORCE ? REASON_FORCED : REASON_TIMEOUT;
+    if (is_futile(input, limits))
+        return REASON_FUTILE;
+    if (!is_stalled_at_this_throttle(input))
+        return REASON_GOES_ON;
+    if (may_throttle_more(input, limits))
+        return REASON_THROTTLE;
+    return last->dirty_pages_after < last->pages ? REASON_SLOW : REASON_STALLED;
+}
+
+/* All of the decision but its text. */
+static struct policy_decision decide(const struct policy_input *input,
+                                     const struct policy_limits *limits, enum reason *reason)
+{
+    struct policy_decision d = {.throttle = last_round(input)->throttle};
+
+    d.predicted_last_bytes = predict_last_bytes(input);
+    d.predicted_downtime_ns = policy_predict_downtime(input, d.predicted_last_bytes);
+    *reason = find_reason(input, limits, d.predicted_downtime_ns);
+    d.action = reason_action[*reason];
+    d.forced = *reason == REASON_FORCED;
+    if (*reason == REASON_THROTTLE)
+        d.throttle = raised_throttle(input, limits->throttle_max);
+    if (d.action == POLICY_GIVE_UP)
+        d.throttle = 0;
+    return d;
+}
+
+/* Short enough that the longest sentence below fits `why`. */
+struct figures {
+    char predicted[16], limit[16], last[16], dirtied[16], sent[16], shortest[16], elapsed[16];
+};
+
+static void format_figures(const struct policy_input *input, const struct policy_limits *limits,
+                           const struct policy_decision *d, struct figures *out)
+{
+    format_time(d->predicted_downtime_ns, out->predicted, sizeof(out->predicted));
+    format_time(limits->downtime_ns, out->limit, sizeof(out->limit));
+    format_size(d->predicted_last_bytes, out->last, sizeof(out->last));
+    format_rate(dirty_bytes_per_s(last_round(input)), out->dirtied, sizeof(out->dirtied));
+    format_rate((double)input->bandwidth, out->sent, sizeof(out->sent));
+    format_time(shortest_downtime(input), out->shortest, sizeof(out->shortest));
+    format_time(input->elapsed_ns, out->elapsed, sizeof(out->elapsed));
+}
+
+static void explain_end(enum reason reason, const struct figures *f, char *why, size_t size)
+{
+    if (reason == REASON_FITS)
+        snprintf(why, size, "%s left, predicted downtime %s within the limit of %s", f->last,
+                 f->predicted, f->limit);
+    else if (reason == REASON_FORCED)
+        snprintf(why, size,
+                 "forced after %s: predicted downtime %s exceeds the limit of %s (the guest "
+                 "dirties %s, the "
+                 "lanes send %s)",
+                 f->elapsed, f->predicted, f->limit, f->dirtied, f->sent);
+    else if (reason == REASON_TIMEOUT)
+        snprintf(why, size,
+                 "does not converge in %s: the guest dirties %s, the lanes send %s, predicted "
+                 "downtime %s "
+                 "(limit %s); use --throttle auto, a larger --downtime-limit or --on-timeout force",
+                 f->elapsed, f->dirtied, f->sent, f->predicted, f->limit);
+    else
+        snprintf(why, size,
+                 "pause, device state and resume alone take %s at %s, the limit is %s; use a "
+                 "--downtime-limit well above that",
+                 f->shortest, f->sent, f->limit);
+}
+
+static void explain_round(enum reason reason, const struct figures *f, unsigned throttle, char *why,
+                          size_t size)
+{
+    if (reason == REASON_GOES_ON)
+        snprintf(why, size, "%s left, predicted downtime %s (limit %s)", f->last, f->predicted,
+                 f->limit);
+    else if (reason == REASON_THROTTLE)
+        snprintf(why, size,
+                 "throttling the guest by %u %%: it dirties %s, the lanes send %s, predicted "
+                 "downtime %s "
+                 "(limit %s)",
+                 throttle, f->dirtied, f->sent, f->predicted, f->limit);
+    else
+        snprintf(
+            why, size,
+            "%s: the guest dirties %s, the lanes send %s, predicted downtime %s (limit %s); use "
+            "--throttle auto or a larger --downtime-limit",
+            reason == REASON_SLOW ? "converges slowly" : "as things go, never converges",
+            f->dirtied, f->sent, f->predicted, f->limit);
+}
+
+struct policy_decision policy_decide(const struct policy_input *input,
+                                     const struct policy_limits *limits)
+{
+    enum reason reason;
+    struct policy_decision d = decide(input, limits, &reason);
+    struct figures figures;
+
+    format_figures(input, limits, &d, &figures);
+    if (reason < REASON_THROTTLE)
+        explain_end(reason, &figures, d.why, sizeof(d.why));
+    else
+        explain_round(reason, &figures, d.throttle, d.why, sizeof(d.why));
+    return d;
+}
+
+/* The round that follows `last` if the dirty rate stays in proportion to the time the vCPUs get. */
+static struct policy_round next_round(const struct policy_round *last, unsigned throttle,
+                                      uint64_t bandwidth)
+{
+    double before = 1 - smaller(last->throttle, THROTTLE_MAX) / 100.0;
+    double after = 1 - smaller(throttle, THROTTLE_MAX) / 100.0;
+    uint64_t bytes = pages_to_bytes(last->dirty_pages_after);
+    uint64_t ns = transfer_ns(bytes, bandwidth);
+    double dirty = dirty_pages_per_s(last) * after / before * ((double)ns / (double)NS_PER_S);
+
+    return (struct policy_round){
+        .pages = last->dirty_pages_after,
+        .bytes = bytes,
+        .ns = ns,
+        .dirty_pages_after = double_to_u64(dirty),
+        .dirty_ns = ns,
+        .throttle = throttle,
+    };
+}
+
+/* The decision depends on the last FUTILE_ROUNDS only (and on there being so many). */
+static size_t recent_rounds(const struct policy_input *input,
+                            struct policy_round recent[FUTILE_ROUNDS])
+{
+    size_t count = input->round_count < FUTILE_ROUNDS ? input->round_count : FUTILE_ROUNDS;
+
+    memcpy(recent, input->rounds + input->round_count - count, count * sizeof(*recent));
+    return count;
+}
+
+static void append_round(struct policy_round recent[FUTILE_ROUNDS], size_t *count,
+                         struct policy_round round)
+{
+    if (*count == FUTILE_ROUNDS)
+        memmove(recent, recent + 1, --*count * sizeof(*recent));
+    recent[(*count)++] = round;
+}
+
+/* With an end to come by force, never later than that. */
+static uint64_t eta_by_force(const struct policy_input *input, const struct policy_limits *limits)
+{
+    if (!limits->max_time_ns || limits->on_timeout != ON_TIMEOUT_FORCE)
+        return UINT64_MAX;
+    return limits->max_time_ns > input->elapsed_ns ? limits->max_time_ns - input->elapsed_ns : 0;
+}
+
+uint64_t policy_eta(const struct policy_input *input, const struct policy_limits *limits)
+{
+    struct policy_round recent[FUTILE_ROUNDS];
+    struct policy_input future = *input;
+    uint64_t forced_ns = eta_by_force(input, limits);
+
+    future.rounds = recent;
+    future.round_count = recent_rounds(input, recent);
+    for (unsigned i = 0; i < ETA_ROUNDS; i++) {
+        enum reason reason;
+        struct policy_decision d = decide(&future, limits, &reason);
+        uint64_t ns = future.elapsed_ns - input->elapsed_ns;
+
+        if (d.action == POLICY_SWITCH_OVER)
+            return ns < forced_ns ? ns : forced_ns;
+        if (d.action == POLICY_GIVE_UP)
+            return UINT64_MAX;
+        struct policy_round round = next_round(last_round(&future), d.throttle, input->bandwidth);
+        append_round(recent, &future.round_count, round);
+        future.elapsed_ns = saturating_add(future.elapsed_ns, round.ns);
+    }
+    return forced_ns;
+}

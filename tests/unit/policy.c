@@ -1,0 +1,523 @@
+#include <criterion/criterion.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "migrate/guest/guest.h"
+#include "migrate/policy.h"
+#include "transport/base/clock.h"
+
+#define MS(n)    ((n)*NS_PER_MS)
+#define MIB(n)   ((uint64_t)(n) << 20)
+#define PAGES(n) (MIB(n) / GUEST_PAGE_SIZE) /* in n MiB */
+
+static const char *action_name(enum policy_action action)
+{
+    static const char *const names[] = {"another round", "switch over", "give up"};
+
+    return names[action];
+}
+
+/* One decision. The rounds are given as MiB and ms; bandwidth is 1000 MiB/s, so that 1 MiB takes 1
+ * ms. */
+struct round_case {
+    unsigned mib, ms, dirty_mib, throttle;
+};
+
+struct decision_case {
+    const char *name;
+    struct round_case rounds[4];
+    uint64_t limit_ms, max_time_ms, elapsed_ms;
+    enum on_timeout on_timeout;
+    unsigned throttle_max;
+    uint64_t state_bytes, fixed_ns, pause_delay_ns;
+    struct {
+        enum policy_action action;
+        unsigned throttle;
+        bool forced;
+        const char *why; /* a part of it */
+    } want;
+};
+
+static const struct decision_case decision_cases[] = {
+    {"a guest that is idle switches over after one round", .rounds = {{512, 512, 0}},
+     .limit_ms = 300, .want = {POLICY_SWITCH_OVER, .why = "within the limit"}},
+    {"what is left fits the limit", .rounds = {{512, 512, 290}}, .limit_ms = 300,
+     .want = {POLICY_SWITCH_OVER}},
+    {"what is left does not fit", .rounds = {{512, 512, 301}}, .limit_ms = 300,
+     .want = {POLICY_ANOTHER_ROUND, .why = "left"}},
+    {"a fixed cost counts", .rounds = {{512, 512, 290}}, .limit_ms = 300, .fixed_ns = MS(11),
+     .want = {POLICY_ANOTHER_ROUND}},
+    {"device state counts", .rounds = {{512, 512, 290}}, .limit_ms = 300, .state_bytes = MIB(11),
+     .want = {POLICY_ANOTHER_ROUND}},
+    {"pages written until the pause count, twice", .rounds = {{512, 290, 290}}, .limit_ms = 300,
+     .pause_delay_ns = MS(6), .want = {POLICY_ANOTHER_ROUND}},
+    {"a short delay until the pause does no harm", .rounds = {{512, 290, 290}}, .limit_ms = 300,
+     .pause_delay_ns = MS(4), .want = {POLICY_SWITCH_OVER}},
+    {"one bad round is not yet a reason to throttle", .rounds = {{1024, 1024, 900}},
+     .limit_ms = 100, .throttle_max = 99, .want = {POLICY_ANOTHER_ROUND, 0}},
+    {"two bad rounds: throttled to half of the bandwidth",
+     .rounds = {{1000, 1000, 1000}, {1000, 1000, 1000}}, .limit_ms = 100, .throttle_max = 99,
+     .want = {POLICY_ANOTHER_ROUND, 51, .why = "throttling the guest by 51 %"}},
+    {"dirtying at four times the bandwidth: throttled to an eighth",
+     .rounds = {{1000, 1000, 4000}, {4000, 4000, 16000}}, .limit_ms = 100, .throttle_max = 99,
+     .want = {POLICY_ANOTHER_ROUND, 88}},
+    {"never above the operator's maximum", .rounds = {{1000, 1000, 4000}, {4000, 4000, 16000}},
+     .limit_ms = 100, .throttle_max = 30, .want = {POLICY_ANOTHER_ROUND, 30}},
+    {"one bad round at a new throttle is not yet a reason for more",
+     .rounds = {{1000, 1000, 1000}, {1000, 1000, 1000}, {1000, 1000, 1000, 51}}, .limit_ms = 100,
+     .throttle_max = 99, .want = {POLICY_ANOTHER_ROUND, 51, .why = "left"}},
+    {"two are, and more is at least a step",
+     .rounds = {{1000, 1000, 1000}, {800, 800, 620, 70}, {620, 620, 480, 70}}, .limit_ms = 100,
+     .throttle_max = 99, .want = {POLICY_ANOTHER_ROUND, 81}},
+    {"the step counts from the throttle in force",
+     .rounds = {{800, 8000, 620, 20}, {620, 6200, 480, 20}}, .limit_ms = 100, .throttle_max = 99,
+     .want = {POLICY_ANOTHER_ROUND, 30}},
+    {"progress at a throttle keeps it", .rounds = {{1000, 1000, 500, 51}, {500, 500, 250, 51}},
+     .limit_ms = 100, .throttle_max = 99, .want = {POLICY_ANOTHER_ROUND, 51, .why = "left"}},
+    {"at the maximum it goes on and says so",
+     .rounds = {{1000, 1000, 1000, 30}, {1000, 1000, 1000, 30}}, .limit_ms = 100,
+     .throttle_max = 30, .want = {POLICY_ANOTHER_ROUND, 30, .why = "never converges"}},
+    {"without throttling it goes on and names both rates",
+     .rounds = {{1000, 1000, 1500}, {1500, 1500, 2250}}, .limit_ms = 100,
+     .want = {POLICY_ANOTHER_ROUND,
+              .why = "the guest dirties 1.5 GiB/s, the lanes send 1000.0 MiB/s"}},
+    {"and what to do", .rounds = {{1000, 1000, 1500}, {1500, 1500, 2250}}, .limit_ms = 100,
+     .want = {POLICY_ANOTHER_ROUND, .why = "use --throttle auto or a larger --downtime-limit"}},
+    {"slower than its pages are sent, though hardly, is slow and not never",
+     .rounds = {{1000, 1000, 900}, {900, 900, 810}}, .limit_ms = 100,
+     .want = {POLICY_ANOTHER_ROUND, .why = "converges slowly"}},
+    {"a hot set that fits needs no throttle, however fast it is written",
+     .rounds = {{1000, 1000, 90}, {90, 90, 90}, {90, 90, 90}}, .limit_ms = 100, .throttle_max = 99,
+     .want = {POLICY_SWITCH_OVER, 0}},
+    {"time is up: gives up at full speed", .rounds = {{1000, 1000, 1000, 20}}, .limit_ms = 100,
+     .max_time_ms = 1000, .elapsed_ms = 1000,
+     .want = {POLICY_GIVE_UP, 0, .why = "does not converge in 1.0 s"}},
+    {"time is not up", .rounds = {{1000, 1000, 1000}}, .limit_ms = 100, .max_time_ms = 1000,
+     .elapsed_ms = 999, .want = {POLICY_ANOTHER_ROUND}},
+    {"time is up, by force", .rounds = {{1000, 1000, 1000, 20}}, .limit_ms = 100,
+     .max_time_ms = 1000, .elapsed_ms = 1000, .on_timeout = ON_TIMEOUT_FORCE,
+     .want = {POLICY_SWITCH_OVER, 20, .forced = true, .why = "forced after 1.0 s"}},
+    {"time is up and what is left fits: that is no force", .rounds = {{1000, 1000, 50}},
+     .limit_ms = 100, .max_time_ms = 1000, .elapsed_ms = 5000, .on_timeout = ON_TIMEOUT_FORCE,
+     .want = {POLICY_SWITCH_OVER}},
+    {"a limit below the fixed cost gets three rounds", .rounds = {{100, 100, 1}, {1, 1, 0}},
+     .limit_ms = 5, .fixed_ns = MS(6), .want = {POLICY_ANOTHER_ROUND}},
+    {"and is then given up with what it would take",
+     .rounds = {{100, 100, 1}, {1, 1, 0}, {0, 1, 0}}, .limit_ms = 5, .fixed_ns = MS(6),
+     .want = {POLICY_GIVE_UP, .why = "pause, device state and resume alone take 6.1 ms"}},
+    {"unless an end by force is to come", .rounds = {{100, 100, 1}, {1, 1, 0}, {0, 1, 0}},
+     .limit_ms = 5, .max_time_ms = 1000, .elapsed_ms = 500, .on_timeout = ON_TIMEOUT_FORCE,
+     .fixed_ns = MS(6), .want = {POLICY_ANOTHER_ROUND}},
+    {"a limit of 0 is given up", .rounds = {{100, 100, 0}, {0, 1, 0}, {0, 1, 0}}, .limit_ms = 0,
+     .want = {POLICY_GIVE_UP}},
+    {"a clock that did not move is no division by zero", .rounds = {{1, 0, 1}}, .limit_ms = 100,
+     .pause_delay_ns = MS(1), .want = {POLICY_ANOTHER_ROUND}},
+};
+
+static size_t fill_rounds(const struct round_case *cases, size_t max, struct policy_round *out)
+{
+    size_t n = 0;
+
+    for (; n < max && (cases[n].mib || cases[n].ms); n++) {
+        out[n] = (struct policy_round){
+            .pages = PAGES(cases[n].mib),
+            .bytes = MIB(cases[n].mib),
+            .ns = MS(cases[n].ms),
+            .dirty_pages_after = PAGES(cases[n].dirty_mib),
+            .dirty_ns = MS(cases[n].ms),
+            .throttle = cases[n].throttle,
+        };
+    }
+    return n;
+}
+
+Test(policy, decides_by_the_table)
+{
+    for (size_t i = 0; i < sizeof(decision_cases) / sizeof(decision_cases[0]); i++) {
+        const struct decision_case *c = &decision_cases[i];
+        struct policy_round rounds[4];
+        struct policy_input input = {
+            .rounds = rounds,
+            .round_count = fill_rounds(c->rounds, 4, rounds),
+            .elapsed_ns = MS(c->elapsed_ms),
+            .bandwidth = MIB(1000),
+            .state_bytes = c->state_bytes,
+            .fixed_ns = c->fixed_ns,
+            .pause_delay_ns = c->pause_delay_ns,
+        };
+        struct policy_limits limits = {
+            .downtime_ns = MS(c->limit_ms),
+            .max_time_ns = MS(c->max_time_ms),
+            .on_timeout = c->on_timeout,
+            .throttle_max = c->throttle_max,
+        };
+        struct policy_decision d = policy_decide(&input, &limits);
+
+        cr_expect_eq(d.action, c->want.action, "%s: expected %s, got %s (%s)", c->name,
+                     action_name(c->want.action), action_name(d.action), d.why);
+        cr_expect_eq(d.throttle, c->want.throttle, "%s: expected throttle %u, got %u (%s)", c->name,
+                     c->want.throttle, d.throttle, d.why);
+        cr_expect_eq(d.forced, c->want.forced, "%s: expected forced %d, got %d", c->name,
+                     c->want.forced, d.forced);
+        cr_expect(strstr(d.why, c->want.why ? c->want.why : ""), "%s: expected \"%s\" in \"%s\"",
+                  c->name, c->want.why, d.why);
+    }
+}
+
+Test(policy, predicts_downtime_in_nanoseconds)
+{
+    static const struct {
+        uint64_t bandwidth, state_bytes, fixed_ns, last_bytes, want_ns;
+    } cases[] = {
+        {1000000000, 0, 0, 0, 0},
+        {1000000000, 0, 0, 1, 1},
+        {1000000000, 0, 0, 300000000, MS(300)},
+        {1000, 0, 0, 1000, NS_PER_S},
+        {1000000000, 5000000, MS(7), 3000000, MS(15)},
+        {26000000, 600000, MS(10), 262144, 23076923 + 10082461 + MS(10)},
+        {1, 0, 0, UINT64_MAX, UINT64_MAX},
+        {1000, 0, UINT64_MAX, 1000, UINT64_MAX},
+        {0, 0, 0, 1, NS_PER_S},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct policy_input input = {.bandwidth = cases[i].bandwidth,
+                                     .state_bytes = cases[i].state_bytes,
+                                     .fixed_ns = cases[i].fixed_ns};
+        uint64_t ns = policy_predict_downtime(&input, cases[i].last_bytes);
+
+        cr_expect_eq(ns, cases[i].want_ns, "case %zu: expected %llu ns, got %llu", i,
+                     (unsigned long long)cases[i].want_ns, (unsigned long long)ns);
+    }
+}
+
+/* A guest that writes `rate` pages per second, each at random in a hot set: of a set of which d
+ * pages are dirty, 1 - d/hot of the writes find a clean page, so that d(t) = hot - (hot - d(0))
+ * exp(-rate t / hot). */
+struct simulation {
+    uint64_t present, hot; /* pages */
+    double rate;           /* pages per second at full speed */
+    uint64_t bandwidth;    /* bytes per second */
+    uint64_t overhead_ns;  /* of a round */
+    struct policy_input input;
+    struct policy_round rounds[400];
+};
+
+static double dirty_after(const struct simulation *s, double dirty, uint64_t ns, unsigned throttle)
+{
+    double rate = s->rate * (1 - throttle / 100.0);
+
+    return (double)s->hot -
+           ((double)s->hot - dirty) * exp(-rate * ((double)ns / 1e9) / (double)s->hot);
+}
+
+static void run_round(struct simulation *s, unsigned throttle)
+{
+    size_t n = s->input.round_count;
+    uint64_t pages = n ? s->rounds[n - 1].dirty_pages_after : s->present;
+    uint64_t ns =
+        (uint64_t)((double)pages * GUEST_PAGE_SIZE * 1e9 / (double)s->bandwidth) + s->overhead_ns;
+
+    s->rounds[n] = (struct policy_round){
+        .pages = pages,
+        .bytes = pages * GUEST_PAGE_SIZE,
+        .ns = ns,
+        .dirty_pages_after = (uint64_t)dirty_after(s, 0, ns, throttle),
+        .dirty_ns = ns,
+        .throttle = throttle,
+    };
+    s->input.round_count = n + 1;
+    s->input.elapsed_ns += ns;
+}
+
+/* Runs rounds until the policy ends them, or until there are 400: then the action is ANOTHER_ROUND.
+ */
+static struct policy_decision simulate(struct simulation *s, const struct policy_limits *limits)
+{
+    struct policy_decision d = {0};
+
+    s->input.rounds = s->rounds;
+    s->input.bandwidth = s->bandwidth;
+    do {
+        run_round(s, d.throttle);
+        d = policy_decide(&s->input, limits);
+    } while (d.action == POLICY_ANOTHER_ROUND &&
+             s->input.round_count < sizeof(s->rounds) / sizeof(s->rounds[0]));
+    return d;
+}
+
+/* What the last round really sends: what is dirty, and what gets dirty until the vCPUs stand still.
+ */
+static uint64_t last_round_bytes(const struct simulation *s)
+{
+    const struct policy_round *last = &s->rounds[s->input.round_count - 1];
+    double dirty =
+        dirty_after(s, (double)last->dirty_pages_after, s->input.pause_delay_ns, last->throttle);
+
+    return (uint64_t)dirty * GUEST_PAGE_SIZE;
+}
+
+static double uniform(double low, double high)
+{
+    return low + (high - low) * drand48();
+}
+
+static struct simulation random_simulation(void)
+{
+    struct simulation s = {
+        .present = PAGES(16) + (uint64_t)uniform(0, (double)PAGES(8192)),
+        .bandwidth = (uint64_t)exp(uniform(log(20e6), log(10e9))),
+        .overhead_ns = (uint64_t)uniform(50e3, 2e6),
+        .input = {.state_bytes = (uint64_t)uniform(0, 1e6),
+                  .fixed_ns = (uint64_t)uniform(0, 10e6),
+                  .pause_delay_ns = (uint64_t)uniform(0, 5e6)},
+    };
+
+    s.hot = 1 + (uint64_t)(pow(drand48(), 3) * (double)s.present);
+    s.rate = (double)s.bandwidth / GUEST_PAGE_SIZE * exp(uniform(log(0.01), log(100)));
+    return s;
+}
+
+/* Whether a guest throttled by `throttle` can be moved: writing at no more than 0.9 of the
+ * bandwidth it converges down to what it dirties in the overhead of a round, and that must fit with
+ * the margins. */
+static bool can_converge(const struct simulation *s, const struct policy_limits *limits,
+                         unsigned throttle)
+{
+    double rate = s->rate * (1 - throttle / 100.0);
+    double share = rate * GUEST_PAGE_SIZE / (double)s->bandwidth;
+    double floor_pages = rate * (double)s->overhead_ns / 1e9 / (1 - share);
+    double late_pages = 2 * rate * (double)s->input.pause_delay_ns / 1e9;
+    uint64_t bytes = (uint64_t)(floor_pages + late_pages + 64) * GUEST_PAGE_SIZE;
+
+    return share < 0.9 && policy_predict_downtime(&s->input, bytes) <= limits->downtime_ns;
+}
+
+static void expect_honest_end(const struct simulation *s, const struct policy_limits *limits,
+                              const struct policy_decision *d, int seed)
+{
+    if (d->action != POLICY_SWITCH_OVER)
+        return;
+    cr_assert_leq(last_round_bytes(s), d->predicted_last_bytes,
+                  "seed %d: predicted %llu bytes, the last round sends %llu", seed,
+                  (unsigned long long)d->predicted_last_bytes,
+                  (unsigned long long)last_round_bytes(s));
+    cr_assert(d->forced || d->predicted_downtime_ns <= limits->downtime_ns,
+              "seed %d: switched over, unforced, to %llu ns of a limit of %llu", seed,
+              (unsigned long long)d->predicted_downtime_ns,
+              (unsigned long long)limits->downtime_ns);
+}
+
+enum { SEEDS = 2000 };
+
+Test(policy, converges_unthrottled_wherever_that_is_possible)
+{
+    int possible = 0;
+
+    for (int seed = 0; seed < SEEDS; seed++) {
+        srand48(seed);
+        struct simulation s = random_simulation();
+        struct policy_limits limits = {.downtime_ns = (uint64_t)uniform(15e6, 1e9)};
+        struct policy_decision d = simulate(&s, &limits);
+
+        expect_honest_end(&s, &limits, &d, seed);
+        if (!can_converge(&s, &limits, 0))
+            continue;
+        possible++;
+        cr_assert_eq(d.action, POLICY_SWITCH_OVER, "seed %d: %s after %zu rounds: %s", seed,
+                     action_name(d.action), s.input.round_count, d.why);
+    }
+    cr_assert_gt(possible, SEEDS / 10, "only %d of %d seeds tried what this is about", possible,
+                 SEEDS);
+}
+
+Test(policy, throttles_up_to_the_maximum_and_then_converges)
+{
+    int throttled = 0;
+
+    for (int seed = 0; seed < SEEDS; seed++) {
+        srand48(seed);
+        struct simulation s = random_simulation();
+        struct policy_limits limits = {.downtime_ns = (uint64_t)uniform(15e6, 1e9),
+                                       .throttle_max = (unsigned)uniform(1, 100)};
+        struct policy_decision d = simulate(&s, &limits);
+        unsigned highest = 0;
+
+        expect_honest_end(&s, &limits, &d, seed);
+        for (size_t i = 0; i < s.input.round_count; i++) {
+            cr_assert_geq(s.rounds[i].throttle, highest, "seed %d: round %zu lowers it", seed, i);
+            highest = s.rounds[i].throttle;
+        }
+        cr_assert_leq(highest, limits.throttle_max, "seed %d: %u %% of at most %u", seed, highest,
+                      limits.throttle_max);
+        throttled += highest > 0;
+        if (can_converge(&s, &limits, limits.throttle_max))
+            cr_assert_eq(d.action, POLICY_SWITCH_OVER, "seed %d: %s after %zu rounds: %s", seed,
+                         action_name(d.action), s.input.round_count, d.why);
+    }
+    cr_assert_gt(throttled, SEEDS / 10, "only %d of %d seeds were throttled", throttled, SEEDS);
+}
+
+Test(policy, ends_at_max_time_in_the_way_asked_for)
+{
+    int ended[2] = {0};
+
+    for (int seed = 0; seed < SEEDS; seed++) {
+        srand48(seed);
+        struct simulation s = random_simulation();
+        uint64_t longest_ns =
+            (uint64_t)((double)s.present * GUEST_PAGE_SIZE * 1e9 / (double)s.bandwidth) +
+            s.overhead_ns;
+        struct policy_limits limits = {.downtime_ns = (uint64_t)uniform(15e6, 100e6),
+                                       .max_time_ns = 20 * s.overhead_ns,
+                                       .on_timeout =
+                                           seed % 2 ? ON_TIMEOUT_FORCE : ON_TIMEOUT_CANCEL};
+        struct policy_decision d = simulate(&s, &limits);
+
+        expect_honest_end(&s, &limits, &d, seed);
+        cr_assert_neq(d.action, POLICY_ANOTHER_ROUND, "seed %d: no end: %s", seed, d.why);
+        cr_assert_leq(s.input.elapsed_ns, limits.max_time_ns + longest_ns,
+                      "seed %d: ended %llu ns after max_time", seed,
+                      (unsigned long long)(s.input.elapsed_ns - limits.max_time_ns));
+        if (limits.on_timeout == ON_TIMEOUT_FORCE)
+            cr_assert_eq(d.action, POLICY_SWITCH_OVER, "seed %d: %s", seed, d.why);
+        else
+            cr_assert_not(d.forced, "seed %d: forced, though it was to cancel", seed);
+        ended[seed % 2] += d.forced || d.action == POLICY_GIVE_UP;
+    }
+    cr_assert(ended[0] > SEEDS / 20 && ended[1] > SEEDS / 20, "timed out: %d cancelled, %d forced",
+              ended[0], ended[1]);
+}
+
+/* Decisions from the same figures are the same bytes, whatever was decided in between and wherever
+ * they lie. */
+Test(policy, depends_on_nothing_but_its_input)
+{
+    for (int seed = 0; seed < SEEDS; seed++) {
+        srand48(seed);
+        struct simulation s = random_simulation(), copy, other = random_simulation();
+        struct policy_limits limits = {.downtime_ns = (uint64_t)uniform(15e6, 1e9),
+                                       .throttle_max = 99};
+        struct policy_decision d = simulate(&s, &limits), again;
+
+        copy = s;
+        copy.input.rounds = copy.rounds;
+        simulate(&other, &limits);
+        again = policy_decide(&copy.input, &limits);
+        cr_assert(d.action == again.action && d.throttle == again.throttle &&
+                      d.predicted_last_bytes == again.predicted_last_bytes &&
+                      d.predicted_downtime_ns == again.predicted_downtime_ns &&
+                      !strcmp(d.why, again.why),
+                  "seed %d: first \"%s\", then \"%s\"", seed, d.why, again.why);
+    }
+}
+
+Test(policy, eta_is_what_remains_when_the_load_stays_as_it_is)
+{
+    for (int percent = 5; percent < 90; percent += 5) {
+        struct simulation s = {.present = PAGES(4096),
+                               .hot = 1ull << 40, /* never saturates */
+                               .rate = (double)PAGES(1000) * percent / 100,
+                               .bandwidth = MIB(1000)};
+        struct policy_limits limits = {.downtime_ns = MS(20)};
+
+        s.input.rounds = s.rounds;
+        s.input.bandwidth = s.bandwidth;
+        run_round(&s, 0);
+        uint64_t eta = policy_eta(&s.input, &limits), before = s.input.elapsed_ns;
+        while (policy_decide(&s.input, &limits).action == POLICY_ANOTHER_ROUND)
+            run_round(&s, 0);
+        double real = (double)(s.input.elapsed_ns - before);
+        cr_expect(fabs((double)eta - real) <= 0.02 * real + 1e6,
+                  "%d %% of the bandwidth: ETA %.3f s, it took %.3f s", percent, (double)eta / 1e9,
+                  real / 1e9);
+    }
+}
+
+Test(policy, eta_knows_the_ends)
+{
+    static const struct {
+        const char *name;
+        struct round_case rounds[4];
+        uint64_t max_time_ms, elapsed_ms;
+        enum on_timeout on_timeout;
+        unsigned throttle_max;
+        uint64_t low_ms, high_ms;
+    } cases[] = {
+        {"fits: now", {{1000, 1000, 10}}, .high_ms = 0},
+        {"never", {{1000, 1000, 1000}}, .low_ms = UINT64_MAX, .high_ms = UINT64_MAX},
+        {"never, for it is given up",
+         {{1000, 1000, 1000}},
+         .max_time_ms = 5000,
+         .elapsed_ms = 1000,
+         .low_ms = UINT64_MAX,
+         .high_ms = UINT64_MAX},
+        {"by force",
+         {{1000, 1000, 1000}},
+         .max_time_ms = 5000,
+         .elapsed_ms = 1000,
+         .on_timeout = ON_TIMEOUT_FORCE,
+         .low_ms = 4000,
+         .high_ms = 4000},
+        {"force is overdue",
+         {{1000, 1000, 1000}},
+         .max_time_ms = 5000,
+         .elapsed_ms = 6000,
+         .on_timeout = ON_TIMEOUT_FORCE,
+         .high_ms = 0},
+        {"throttled later: a round as now, then halves",
+         {{1000, 1000, 1000}},
+         .throttle_max = 99,
+         .low_ms = 2500,
+         .high_ms = 3100},
+        {"throttled, but too little",
+         {{1000, 1000, 4000}},
+         .throttle_max = 10,
+         .low_ms = UINT64_MAX,
+         .high_ms = UINT64_MAX},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct policy_round rounds[4];
+        struct policy_input input = {.rounds = rounds,
+                                     .round_count = fill_rounds(cases[i].rounds, 4, rounds),
+                                     .elapsed_ns = MS(cases[i].elapsed_ms),
+                                     .bandwidth = MIB(1000)};
+        struct policy_limits limits = {.downtime_ns = MS(20),
+                                       .max_time_ns = MS(cases[i].max_time_ms),
+                                       .on_timeout = cases[i].on_timeout,
+                                       .throttle_max = cases[i].throttle_max};
+        uint64_t eta = policy_eta(&input, &limits);
+        uint64_t ms = eta == UINT64_MAX ? UINT64_MAX : eta / NS_PER_MS;
+
+        cr_expect(ms >= cases[i].low_ms && ms <= cases[i].high_ms,
+                  "%s: expected %llu to %llu ms, got %llu", cases[i].name,
+                  (unsigned long long)cases[i].low_ms, (unsigned long long)cases[i].high_ms,
+                  (unsigned long long)ms);
+    }
+}
+
+/* The longest sentences, with the longest figures, are whole. */
+Test(policy, says_why_in_whole_sentences)
+{
+    struct policy_round round = {PAGES(1), MIB(1), MS(1), UINT64_MAX, 1, 98};
+    struct policy_round rounds[3] = {round, round, round};
+    struct policy_input input = {.rounds = rounds,
+                                 .round_count = 3,
+                                 .elapsed_ns = UINT64_MAX,
+                                 .bandwidth = MIB(1023),
+                                 .fixed_ns = UINT64_MAX / 2};
+    struct policy_limits cancel = {.downtime_ns = UINT64_MAX / 4, .max_time_ns = 1};
+    struct policy_limits futile = {.downtime_ns = UINT64_MAX / 4};
+
+    struct policy_decision d = policy_decide(&input, &cancel);
+    cr_expect_str_eq(d.why + strlen(d.why) - 5, "force", "cut: \"%s\"", d.why);
+    d = policy_decide(&input, &futile);
+    cr_expect_str_eq(d.why + strlen(d.why) - 4, "that", "cut: \"%s\"", d.why);
+    input.fixed_ns = 0;
+    d = policy_decide(&input, &futile);
+    cr_expect_str_eq(d.why + strlen(d.why) - 5, "limit", "cut: \"%s\"", d.why);
+}
