@@ -1,0 +1,176 @@
+#!/usr/bin/python3
+"""Runs the tests of one or more builds and counts: the C tests through ctest, then every program in tests/e2e. Started by
+tests/run, which has built them."""
+
+import argparse
+import fnmatch
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS.parent / "testbed"))
+
+from hosts import kvm_reason, seed_from  # noqa: E402
+
+QUICK_LIMIT, FULL_LIMIT = 240, 6 * 3600  # s, for one e2e program
+SKIPPED = 77
+
+
+class Count:
+    def __init__(self):
+        self.passed, self.failed, self.skipped = [], [], []
+
+    def add(self, result, name, why=""):
+        {"ok": self.passed, "FAIL": self.failed, "skip": self.skipped}[result].append((name, why))
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", action="append", required=True, metavar="NAME=DIRECTORY")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--seed")
+    parser.add_argument("filters", nargs="*")
+    options = parser.parse_args()
+    options.seed = seed_from(options.seed)
+    return options
+
+
+def wanted(name, filters):
+    return not filters or any(part in name for part in filters)
+
+
+def skip_reason(output):
+    """The line in which a test says why it was skipped."""
+    for line in output.splitlines():
+        if re.search(r"skip", line, re.IGNORECASE):
+            return re.sub(r"^.*?skip(ped)?\]?:?\s*", "", line, flags=re.IGNORECASE) or line
+    return output.strip().splitlines()[-1] if output.strip() else "no reason given"
+
+
+def run_ctest(build, directory, options, count):
+    """The C tests; criterion's own skips inside a program that passed are counted as well."""
+    listed = subprocess.run(["ctest", "--test-dir", directory, "-N"], capture_output=True, text=True, check=True).stdout
+    names = [name for name in re.findall(r"Test +#\d+: (\S+)", listed) if wanted(name, options.filters)]
+    if not names:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Path(scratch) / "results.xml"
+        pattern = "^(" + "|".join(map(re.escape, names)) + ")$"
+        command = ["ctest", "--test-dir", directory, "-j2", "--output-junit", str(results), "-R", pattern]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if not results.exists():
+            count.add("FAIL", f"{build}/ctest", done.stdout[-2000:] + done.stderr[-2000:])
+            return
+        for case in ElementTree.parse(results).getroot().iter("testcase"):
+            count_ctest(build, case, count)
+
+
+def count_ctest(build, case, count):
+    name, status = f"{build}/{case.get('name')}", case.get("status")
+    output = case.findtext("system-out") or ""
+    inner = re.findall(r"\[SKIP\] *(?:\x1b\[[0-9;]*m)*(\S+?):? (.*)", output)
+    if status == "run":
+        count.add("ok", name)
+        for test, why in inner:
+            count.add("skip", f"{name}/{test}", why)
+        print(f"ok {name}" + (f" ({len(inner)} inside skipped)" if inner else ""), flush=True)
+    elif status in ("notrun", "disabled"):
+        skipped = case.find("skipped")
+        why = skip_reason(output or (skipped.get("message", "") if skipped is not None else ""))
+        # A program that could not be started is not one that chose to skip.
+        chose = skipped is not None and "SKIP_RETURN_CODE" in skipped.get("message", "")
+        count.add("skip" if chose else "FAIL", name, why)
+        print(f"{'skip' if chose else 'FAIL'} {name}: {why}", flush=True)
+    else:
+        count.add("FAIL", name, "see above")
+        print(f"{output[-6000:]}\nFAIL {name}", flush=True)
+
+
+def e2e_programs():
+    return sorted(path for path in (TESTS / "e2e").iterdir() if path.is_file() and os.access(path, os.X_OK))
+
+
+def run_e2e(build, directory, options, accel, count):
+    environment = {**os.environ, "WANDER": f"{directory}/wander", "WANDER_BUILD": directory, "WANDER_ACCEL": accel,
+                   "WANDER_SEED": str(options.seed), "WANDER_SLOW": "1" if build == "plain" else "4",
+                   "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "TSAN_OPTIONS": "halt_on_error=1",
+                   "UBSAN_OPTIONS": "print_stacktrace=1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+    for program in e2e_programs():
+        name = f"{build}/e2e/{program.stem}"
+        uses_wander = program.suffix == ".py"
+        if wanted(name, options.filters) and (build == "plain" or uses_wander):
+            arguments = ["--full"] if options.full and uses_wander else []
+            run_program(name, [str(program), *arguments], environment, FULL_LIMIT if options.full else QUICK_LIMIT, count)
+
+
+def run_program(name, argv, environment, limit, count):
+    """One e2e program; each of its `ok`, `FAIL` and `skip` lines is a test."""
+    started = time.monotonic()
+    process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
+    signal.signal(signal.SIGALRM, lambda *_: process.send_signal(signal.SIGTERM))
+    signal.alarm(limit)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        print(f"    {line}", end="", flush=True)
+    code = process.wait()
+    signal.alarm(0)
+    found = [match.groups() for match in (re.match(r"(ok|FAIL|skip) ([^:(]+)[:(]? ?(.*)", line) for line in lines) if match]
+    for result, case, why in found:
+        count.add(result, f"{name}/{case.strip()}", why)
+    results = [result for result, _, _ in found]
+    if not found:
+        count.add("ok" if code == 0 else "skip" if code == SKIPPED else "FAIL", name, skip_reason("".join(lines)))
+    elif code not in (0, SKIPPED) and "FAIL" not in results:
+        count.add("FAIL", name, f"ended with {code} after {time.monotonic() - started:.0f} s (limit {limit} s)")
+    print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+
+
+def expected_skips():
+    for line in (TESTS / "expected-skips").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, reason = line.partition("\t")
+            yield name, reason.strip() or "*"
+
+
+def account_for_skips(count):
+    """In CI, a skip that nobody has foreseen is a failure."""
+    expected = list(expected_skips())
+    for name, why in list(count.skipped):
+        known = any(fnmatch.fnmatch(name, pattern) and fnmatch.fnmatch(why, reason) for pattern, reason in expected)
+        if os.environ.get("CI") == "true" and not known:
+            count.skipped.remove((name, why))
+            count.add("FAIL", name, f"skipped, and tests/expected-skips does not list it: {why}")
+
+
+def summarise(count, seed):
+    account_for_skips(count)
+    for name, why in count.skipped:
+        print(f"skipped: {name}: {why}")
+    for name, why in count.failed:
+        print(f"failed: {name}: {why[:300]}")
+    print(f"seed {seed}")
+    print(f"{len(count.passed)} passed, {len(count.failed)} failed, {len(count.skipped)} skipped")
+    return 1 if count.failed or not count.passed else 0
+
+
+def main():
+    options, count = parse_options(), Count()
+    reason = kvm_reason()
+    print(f"seed {options.seed}; guest: " + (f"synthetic, {reason}" if reason else "lab on KVM"), flush=True)
+    for build, directory in (text.split("=", 1) for text in options.build):
+        run_ctest(build, directory, options, count)
+        accel = "synthetic" if reason or build != "plain" else "kvm"
+        run_e2e(build, directory, options, accel, count)
+    sys.exit(summarise(count, options.seed))
+
+
+main()
