@@ -27,7 +27,8 @@ struct page_blob {
 };
 
 void page_blob_begin(struct page_blob *blob, enum page_encoding encoding, uint32_t region);
-/* Adds a run (joined to the last one where adjacent); false when it is full and the run was not added. */
+/* Adds a run (joined to the last one where adjacent); false when it was not added, because the blob is full or the run
+ * does not lie behind the last one: then it takes a new blob. An empty blob takes any run; `pages` is at least 1. */
 bool page_blob_add(struct page_blob *blob, uint64_t first_page, uint32_t pages);
 
 /* Where a decoder may write: the regions of the destination's guest, indexed by id. */
