@@ -1,0 +1,27 @@
+/* Time, rest, and how the guest learns that it was moved. One table per source: our VMM's ports, or the TSC where
+ * there are none (QEMU). */
+#ifndef LAB_IMAGE_CLOCK_H
+#define LAB_IMAGE_CLOCK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct clock {
+    const char *name; /* as the ready line says it */
+
+    void (*init)(void);
+    /* Nanoseconds; any vCPU. */
+    uint64_t (*now)(void);
+    /* Rests for up to `ns`, or less. Any vCPU. */
+    void (*sleep)(uint64_t ns);
+    /* How many times the guest has been moved. Any vCPU. */
+    uint32_t (*moves)(void);
+    /* vCPU 0, after each look at the clock: `ns` is how long the look before was ago. Returns the pause that this
+     * look ended as far as it can be told from the clock. */
+    uint64_t (*gap)(uint64_t now, uint64_t ns);
+};
+
+bool clock_vmm_present(void);
+extern const struct clock clock_vmm, clock_tsc;
+
+#endif
