@@ -13,15 +13,24 @@ enum stamp_result { STAMP_GOOD, STAMP_MISPLACED, STAMP_TORN, STAMP_STALE, STAMP_
 
 #define STAMP_MULTIPLIER 0x9e3779b97f4a7c15ull
 
-static inline void stamp_write(void *page, uint32_t index, uint32_t sequence)
+static inline uint64_t stamp_word(uint32_t index, uint32_t sequence)
+{
+    return (uint64_t)sequence << 32 | index;
+}
+
+static inline void stamp_store(void *page, uint64_t word)
 {
     volatile uint64_t *words = page;
-    uint64_t word = (uint64_t)sequence << 32 | index;
     uint64_t check = word * STAMP_MULTIPLIER;
 
     words[0] = word;
     words[1] = check;
     words[511] = check;
+}
+
+static inline void stamp_write(void *page, uint32_t index, uint32_t sequence)
+{
+    stamp_store(page, stamp_word(index, sequence));
 }
 
 /* `expected` is the sequence that the page's only writer wrote last. Only its writer, or someone while the writer
