@@ -16,10 +16,11 @@ PROGRAM = "qemu-system-x86_64"
 class Monitor:
     """A QMP connection."""
 
-    def __init__(self, path):
+    def __init__(self, path, process):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(120)
-        wait_until(lambda: self.connect(path), 20, f"QEMU's monitor at {path}")
+        if wait_until(lambda: self.connect(path) or process.poll(), 20, f"QEMU's monitor at {path}") is not True:
+            raise Failure(f"expected QEMU to run; it exited with {process.poll()}")
         self.lines, self.events = self.socket.makefile("r"), []
         self.read()
         self.command("qmp_capabilities")
@@ -32,7 +33,10 @@ class Monitor:
             return False
 
     def read(self):
-        line = self.lines.readline()
+        try:
+            line = self.lines.readline()
+        except OSError as error:
+            raise Failure(f"expected QEMU's monitor to answer; {error}") from None
         if not line:
             raise Failure("expected QEMU's monitor to answer; it closed the connection")
         return json.loads(line)
@@ -72,7 +76,7 @@ class Qemu:
             self.process = subprocess.Popen(arguments + (["-incoming", "defer"] if incoming else []),
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:
-            self.monitor = Monitor(str(path))
+            self.monitor = Monitor(str(path), self.process)
             self.prepare()
         except Failure as failure:
             self.kill()

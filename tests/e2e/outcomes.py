@@ -111,7 +111,7 @@ def settle_orphan(disturbed):
             destination.check(GUEST)
             return COMPLETED
         status = destination.status(GUEST) if GUEST in destination.guests() else None
-        if status and "prepared" in str(status).lower():
+        if status and status["state"] in ("in-doubt", "stuck"):
             settle_doubt(disturbed)
             destination.check(GUEST)
             return RESOLVED
