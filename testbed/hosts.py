@@ -277,7 +277,7 @@ def check_prediction(report):
         return
     expect(prediction["downtime_ms"] <= limit,
            f"expected a predicted downtime within {limit} ms at the switchover; got {prediction}")
-    expect(prediction["last_bytes"] <= prediction["predicted_last_bytes"],
+    expect(prediction["measured_last_bytes"] <= prediction["last_bytes"],
            f"expected the last round to send at most what was predicted; got {prediction}")
 
 

@@ -51,7 +51,7 @@ def throttles(context):
         source.lab(accel=context.accel, **LAB)
         report = source.migrate("guest", destination.receive().uri, "--filter", LINK, "--throttle", "auto",
                                 "--downtime-limit", f"{LIMIT_MS}ms", seconds=120)
-        throttle = max(entry["throttle"] for entry in report["rounds"])
+        throttle = max(entry["throttle_percent"] for entry in report["rounds"])
         print(f"{len(report['rounds'])} rounds, throttled by up to {throttle} %, downtime {report['downtime_ms']:.0f} ms, "
               f"prediction {report['prediction']}")
         expect(throttle > 0, "expected the guest to have been throttled")

@@ -137,8 +137,8 @@ def stopped_source(context):
 
 def bad_clients(context):
     """A receiver outlives whoever connects to it, and takes a guest while silent ones are still connected."""
-    header = proxy.HEADER.pack(proxy.MAGIC, 1, 0, 40, 0)
-    junk = [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", header[:7], header + b"\0" * 11, header + b"\xff" * 40,
+    header = proxy.HEADER.pack(proxy.MAGIC, 1, 0, 48, 0)
+    junk = [b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", header[:7], header + b"\0" * 11, header + b"\xff" * 48,
             proxy.HEADER.pack(proxy.MAGIC, 1, 0, 0xFFFFFFFF, 0), context.random.randbytes(4096)]
     with World() as world:
         source, destination = world.host("a"), world.host("b")

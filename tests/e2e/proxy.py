@@ -1,5 +1,5 @@
 """A link between source and destination that can be cut, silenced or slowed at any message of the control channel. It
-also stands in for the lane and session ports that the destination names in ACCEPT, so that nothing goes round it."""
+also stands in for the lane and session ports that the two ends name in HELLO and ACCEPT, so that nothing goes round it."""
 
 import contextlib
 import socket
@@ -11,6 +11,7 @@ HEADER = struct.Struct("<IHHII")
 MAGIC = 0x524E4457
 NAMES = dict(enumerate("HELLO WELCOME REFUSE GUEST ACCEPT EXTENTS ROUND PREPARE READY STATE LOAD PREPARED VERIFY HASHES "
                        "COMMIT RUNNING ABORT ABORTED RELEASE REPORT ANSWER ERROR PING PONG".split(), 1))
+PORTS = {"HELLO": [26], "ACCEPT": [0, 2]}  # where they stand in a body, little-endian
 HEARTBEATS = ("PING", "PONG")
 CUT, CUT_INSIDE, BLACK_HOLE, DELAY = "cut after", "cut inside", "black hole after", "delay after"
 DELAY_SECONDS = 1.5
@@ -95,10 +96,12 @@ class Link:
         close(near, far)
 
     def rewritten(self, name, body):
-        if name != "ACCEPT":
-            return body
-        ports = struct.unpack_from("<HH", body)
-        return struct.pack("<HH", *(self.listen(port) if port else 0 for port in ports)) + body[4:]
+        """Ports that the message names are replaced by ports of ours."""
+        body = bytearray(body)
+        for offset in PORTS.get(name, ()):
+            (port,) = struct.unpack_from("<H", body, offset)
+            struct.pack_into("<H", body, offset, self.listen(port) if port else 0)
+        return bytes(body)
 
     def forward(self, near, far, message, data):
         """Sends the message on, and does what it triggers; False when the connection is gone."""
