@@ -1,0 +1,20 @@
+/* The subcommands of `wander`, one file each. */
+#ifndef TOOLS_COMMANDS_H
+#define TOOLS_COMMANDS_H
+
+#include "tools/cli_options.h"
+
+extern const struct cli_command lab_command;
+extern const struct cli_command receive_command;
+extern const struct cli_command
+    receive_session_command; /* what `receive` starts for each session */
+extern const struct cli_command migrate_command;
+extern const struct cli_command status_command;
+extern const struct cli_command cancel_command;
+extern const struct cli_command resolve_command;
+extern const struct cli_command check_command;
+extern const struct cli_command workload_command;
+extern const struct cli_command console_command;
+extern const struct cli_command quit_command;
+
+#endif

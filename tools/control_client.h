@@ -1,0 +1,33 @@
+/* The control socket's client side, for commands that run in the foreground: plain blocking calls
+ * with deadlines. */
+#ifndef TOOLS_CONTROL_CLIENT_H
+#define TOOLS_CONTROL_CLIENT_H
+
+#include "tools/control_protocol.h"
+
+enum {
+    CONTROL_TIMEOUT_MS = 5000,    /* for an answer that is given at once */
+    CONTROL_MAX_REPLY = 64 << 20, /* bytes of one line */
+};
+
+struct control_connection {
+    int socket;
+    char *bytes; /* what came and was not handed out yet */
+    size_t used, capacity;
+};
+
+/* Connects to a guest's control socket. -ENOENT with a text that lists the guests there are. */
+int control_open(const char *guest, struct control_connection *out, struct error *err);
+void control_close(struct control_connection *connection);
+int control_send(struct control_connection *connection, const struct control_request *request,
+                 struct error *err);
+/* The next line as an object that the caller frees; timeout_ms -1: no limit. -ETIMEDOUT,
+ * -ECONNRESET at the end, -EREMOTEIO or -EAGAIN with the text of an {"error": …}; `other_fd` (or
+ * -1) becoming readable first is -EINTR. */
+int control_receive(struct control_connection *connection, int timeout_ms, int other_fd,
+                    cJSON **out, struct error *err);
+/* One request, one answer. */
+int control_call(const char *guest, const struct control_request *request, int timeout_ms,
+                 cJSON **out, struct error *err);
+
+#endif

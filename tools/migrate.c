@@ -1,0 +1,298 @@
+/* wander migrate: asks a guest's process to move it, shows how that goes, and prints what it cost.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tools/atomic_file.h"
+#include "tools/commands.h"
+#include "tools/control_client.h"
+#include "tools/progress.h"
+#include "transport/base/clock.h"
+
+enum {
+    STILL_ALIVE_MS = 2000, /* how often a pipe gets a line although nothing comes */
+    BUSY_RETRIES = 100,
+    BUSY_RETRY_MS = 100,
+};
+
+struct migrate_values {
+    struct migration_options migrate;
+    char json[3072];
+};
+
+static const char *const timeout_choices[] = {"cancel", "force", NULL};
+
+#define FIELD(member) CLI_FIELD(struct migrate_values, member)
+
+static const struct cli_option options[] = {
+    {"downtime-limit", "T", "longest pause that is welcome, like 20ms (default 300ms)", cli_time,
+     FIELD(migrate.limits.downtime_ns)},
+    {"max-bandwidth", "R", "bytes/s like 100M, or bits/s like 10Gbit (default unlimited)", cli_rate,
+     FIELD(migrate.max_bandwidth)},
+    {"lanes", "N", "parallel TCP streams, 1 to 64 (default 2)", cli_number, FIELD(migrate.lanes),
+     .low = 1, .high = 64},
+    {"throttle", "auto|none|MAX%",
+     "share of vCPU time that may be taken to converge; auto: 99% (default none)", cli_throttle,
+     FIELD(migrate.limits.throttle_max)},
+    {"max-time", "T", "of the whole migration, like 10s or 5m (default no limit)", cli_time,
+     FIELD(migrate.limits.max_time_ns)},
+    {"on-timeout", "cancel|force",
+     "after --max-time: the guest stays, or moves at any downtime (default cancel)", cli_choice,
+     FIELD(migrate.limits.on_timeout), .choices = timeout_choices},
+    {"verify", NULL, "compare checksums of all memory at both ends before the guest starts there",
+     cli_flag, FIELD(migrate.verify)},
+    {"json", "FILE", "write the measurement there (replaced as a whole, at the end)", cli_text,
+     FIELD(json)},
+    {"tracker", "NAME",
+     "dirty-log, dirty-ring or userfaultfd (default: what the guest was built for)", cli_text,
+     FIELD(migrate.tracker)},
+    {"filter", "SPEC",
+     "around the transport, for tests: rate=R,delay=T,fault=cut|fail|stall|skip@N", cli_filter,
+     FIELD(migrate.filter)},
+    {0},
+};
+
+/* The client's side of one migration. */
+struct viewer {
+    const struct cli_command *command;
+    const char *guest;
+    struct control_connection connection;
+    int signals; /* signalfd */
+    unsigned interrupts;
+    bool terminal;
+    struct progress_pace pace;
+    struct migration_status status; /* the newest; zero before the first */
+};
+
+static unsigned terminal_width(void)
+{
+    struct winsize size;
+
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+static void clear_bar(const struct viewer *v)
+{
+    if (v->terminal) {
+        fputs("\r\033[K", stdout);
+        fflush(stdout);
+    }
+}
+
+static void show(struct viewer *v)
+{
+    char text[1024];
+
+    if (v->terminal) {
+        printf("\r%s\033[K", progress_bar(&v->status, terminal_width() - 1, text, sizeof(text)));
+        fflush(stdout);
+    } else if (progress_due(&v->pace, &v->status, clock_now())) {
+        printf("%s\n", progress_line(&v->status, text, sizeof(text)));
+    }
+}
+
+static void ask_to_cancel(struct viewer *v)
+{
+    struct control_request request = {.command = CONTROL_CANCEL};
+    struct error err = {0};
+    cJSON *reply = NULL;
+
+    clear_bar(v);
+    if (control_call(v->guest, &request, CONTROL_TIMEOUT_MS, &reply, &err) < 0)
+        fprintf(stderr, "cannot cancel: %s\n", err.text);
+    else
+        fprintf(stderr, "cancelling: %s\n", control_text(reply, "message"));
+    cJSON_Delete(reply);
+}
+
+/* True when the user wants to leave. */
+static bool on_interrupt(struct viewer *v)
+{
+    struct signalfd_siginfo info;
+
+    if (read(v->signals, &info, sizeof(info)) != sizeof(info))
+        return false;
+    v->interrupts++;
+    if (v->interrupts == 1) {
+        ask_to_cancel(v);
+    } else if (v->interrupts == 2) {
+        clear_bar(v);
+        fprintf(stderr, "the guest's process was already asked to cancel; Ctrl-C once more leaves "
+                        "this display only\n");
+    }
+    return v->interrupts > 2;
+}
+
+static int leave(const struct viewer *v)
+{
+    clear_bar(v);
+    return cli_fail(v->command, EXIT_CODE_LEFT,
+                    "left before the end; guest '%s' is unharmed, see wander status %s", v->guest,
+                    v->guest);
+}
+
+/* The guest's process is gone or silent: what that means depends on how far it had come. */
+static int lost(const struct viewer *v, const struct error *err)
+{
+    clear_bar(v);
+    if (v->status.phase == MIGRATION_COMMITTING || v->status.phase == MIGRATION_IN_DOUBT)
+        return cli_fail(
+            v->command, EXIT_CODE_IN_DOUBT,
+            "%s while the guest was handed over: look at the destination, and say there "
+            "wander resolve %s if it is in doubt too",
+            err->text, v->status.session);
+    return cli_fail(v->command, EXIT_CODE_NOT_RUNNING,
+                    "%s during the migration, and the guest '%s' with it", err->text, v->guest);
+}
+
+/* Receives until the last object, which the caller frees; else returns the exit code. */
+static int follow(struct viewer *v, cJSON **last)
+{
+    for (;;) {
+        struct error err = {0};
+        cJSON *reply = NULL;
+        int rc = control_receive(&v->connection, STILL_ALIVE_MS, v->signals, &reply, &err);
+
+        if (rc == -EINTR) {
+            if (on_interrupt(v))
+                return leave(v);
+            continue;
+        }
+        if (rc == -EREMOTEIO || rc == -EAGAIN)
+            return cli_fail(v->command, EXIT_CODE_FAILED, "%s", err.text);
+        if (rc < 0 && rc != -ETIMEDOUT)
+            return lost(v, &err);
+        if (reply && cJSON_HasObjectItem(reply, "exit_code")) {
+            *last = reply;
+            return EXIT_CODE_DONE;
+        }
+        if (reply && control_progress_from_json(cJSON_GetObjectItemCaseSensitive(reply, "progress"),
+                                                &v->status, &err) < 0)
+            fprintf(stderr, "%s\n", err.text);
+        cJSON_Delete(reply);
+        show(v);
+    }
+}
+
+static int finish(const struct viewer *v, const cJSON *last, struct atomic_file *json)
+{
+    const char *report = control_text(last, "report");
+    int code = (int)control_number(last, "exit_code", EXIT_CODE_FAILED);
+    struct error err = {0};
+
+    clear_bar(v);
+    fputs(control_text(last, "table"), stdout);
+    if (json->path[0] && report[0] && atomic_file_commit(json, report, &err) < 0)
+        cli_fail(v->command, code, "--json: %s", err.text);
+    if (code != EXIT_CODE_DONE)
+        cli_fail(v->command, code, "%s", control_text(last, "message"));
+    return code;
+}
+
+/* Sends the request; a guest that has just arrived is waited for. */
+static int begin(struct viewer *v, const struct control_request *request, cJSON **first,
+                 struct error *err)
+{
+    for (unsigned i = 0;; i++) {
+        int rc;
+
+        error_clear(err);
+        rc = control_send(&v->connection, request, err);
+        if (rc == 0)
+            rc = control_receive(&v->connection, CONTROL_TIMEOUT_MS, -1, first, err);
+        if (rc != -EAGAIN || i == BUSY_RETRIES)
+            return rc;
+        clock_sleep_until(clock_now() + BUSY_RETRY_MS * NS_PER_MS);
+    }
+}
+
+static int catch_signals(void)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static int move(struct viewer *v, const struct control_request *request, struct atomic_file *json)
+{
+    struct error err = {0};
+    cJSON *first = NULL, *last = NULL;
+    int code;
+
+    v->signals = catch_signals();
+    if (begin(v, request, &first, &err) < 0)
+        return cli_fail(v->command, EXIT_CODE_FAILED, "%s", err.text);
+    if (cJSON_HasObjectItem(first, "exit_code")) {
+        last = first;
+        code = EXIT_CODE_DONE;
+    } else {
+        control_progress_from_json(cJSON_GetObjectItemCaseSensitive(first, "progress"), &v->status,
+                                   NULL);
+        cJSON_Delete(first);
+        show(v);
+        code = follow(v, &last);
+    }
+    if (last)
+        code = finish(v, last, json);
+    cJSON_Delete(last);
+    return code;
+}
+
+static int run(const struct cli_command *self, int argc, char **argv)
+{
+    struct migrate_values values = {0};
+    struct control_request request = {.command = CONTROL_MIGRATE};
+    struct viewer viewer = {.command = self, .signals = -1, .terminal = isatty(STDOUT_FILENO)};
+    struct atomic_file json = {0};
+    const char *arguments[CLI_MAX_ARGUMENTS];
+    struct error err = {0};
+    int code;
+
+    migration_options_defaults(&values.migrate);
+    code = cli_begin(self, argc, argv, &values, arguments);
+    if (code >= 0)
+        return code;
+    if (guest_name_check(arguments[0], &err) < 0 ||
+        address_parse(arguments[1], &values.migrate.destination, &err) < 0)
+        return cli_fail(self, EXIT_CODE_USAGE, "%s", err.text);
+    if (values.json[0] && atomic_file_open(values.json, &json, &err) < 0)
+        return cli_fail(self, EXIT_CODE_USAGE, "--json: %s", err.text);
+    request.migrate = values.migrate;
+    viewer.guest = arguments[0];
+    if (control_open(viewer.guest, &viewer.connection, &err) < 0) {
+        code =
+            cli_fail(self, err.code == ENOENT ? EXIT_CODE_USAGE : EXIT_CODE_FAILED, "%s", err.text);
+    } else {
+        code = move(&viewer, &request, &json);
+        control_close(&viewer.connection);
+    }
+    atomic_file_close(&json);
+    return code;
+}
+
+const struct cli_command migrate_command = {
+    .name = "migrate",
+    .arguments = "GUEST URI",
+    .summary = "move a guest to where 'wander receive' listens, tcp://HOST:PORT",
+    .details =
+        "Ctrl-C asks for an end: the guest then runs on here, unless it was just being handed "
+        "over.\n"
+        "Exit codes: 0 migrated; 1 failed, the guest runs on here; 2 usage; 3 in doubt, see\n"
+        "'wander resolve --help'; 4 failed and the guest does not run; 130 left by a third "
+        "Ctrl-C.\n",
+    .min_arguments = 2,
+    .max_arguments = 2,
+    .options = options,
+    .run = run,
+};

@@ -1,0 +1,114 @@
+#include "tools/progress.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "transport/base/clock.h"
+#include "transport/base/options.h"
+
+enum { BAR_MIN = 10, BAR_MAX = 30, TEXT_SIZE = 256 };
+
+static unsigned percent_done(const struct migration_status *status)
+{
+    uint64_t done = status->round_bytes_done < status->round_bytes ? status->round_bytes_done
+                                                                   : status->round_bytes;
+
+    if (status->round_bytes == 0)
+        return status->phase == MIGRATION_PRECOPY ? 0 : 100;
+    return (unsigned)((double)done * 100 / (double)status->round_bytes);
+}
+
+static const char *headline(const struct migration_status *status, char *out, size_t size)
+{
+    static const char *const texts[] = {
+        [MIGRATION_CONNECTING] = "connecting", [MIGRATION_SWITCHOVER] = "switching over",
+        [MIGRATION_COMMITTING] = "committing", [MIGRATION_IN_DOUBT] = "in doubt",
+        [MIGRATION_COMPLETED] = "completed",   [MIGRATION_FAILED] = "failed",
+        [MIGRATION_STUCK] = "stuck",
+    };
+
+    if (status->phase != MIGRATION_PRECOPY)
+        return texts[status->phase];
+    snprintf(out, size, "round %u", status->round);
+    return out;
+}
+
+static void eta_text(uint64_t eta_ns, char *out, size_t size)
+{
+    char time[32];
+
+    if (eta_ns == 0)
+        snprintf(out, size, "ETA ?");
+    else if (eta_ns == UINT64_MAX)
+        snprintf(out, size, "ETA never at this dirty rate");
+    else
+        snprintf(out, size, "ETA %s", format_time(eta_ns, time, sizeof(time)));
+}
+
+/* Rate, dirty rate, predicted downtime, throttle, ETA: what is known of them. */
+static void figures(const struct migration_status *status, char *out, size_t size)
+{
+    char rate[32], dirty[32], downtime[32], eta[48], throttle[24] = "";
+
+    if (status->throttle)
+        snprintf(throttle, sizeof(throttle), ", throttled %u%%", status->throttle);
+    eta_text(status->eta_ns, eta, sizeof(eta));
+    snprintf(out, size, "%s, dirty %s, downtime ~%s%s, %s",
+             format_rate((double)status->bandwidth, rate, sizeof(rate)),
+             format_rate((double)status->dirty_rate, dirty, sizeof(dirty)),
+             format_time(status->predicted_downtime_ns, downtime, sizeof(downtime)), throttle, eta);
+}
+
+static void draw_bar(unsigned percent, unsigned width, char *out)
+{
+    unsigned full = width * percent / 100;
+
+    out[0] = '[';
+    memset(out + 1, '#', full);
+    memset(out + 1 + full, '.', width - full);
+    strcpy(out + 1 + width, "] ");
+}
+
+char *progress_bar(const struct migration_status *status, unsigned width, char *out, size_t size)
+{
+    char head[32], detail[TEXT_SIZE], left[64], bar[BAR_MAX + 4] = "";
+    unsigned percent = percent_done(status), used;
+
+    if (status->phase == MIGRATION_PRECOPY) {
+        figures(status, detail, sizeof(detail));
+        snprintf(left, sizeof(left), "%s %3u%%", headline(status, head, sizeof(head)), percent);
+    } else {
+        snprintf(detail, sizeof(detail), "%.*s", TEXT_SIZE - 1, status->message);
+        snprintf(left, sizeof(left), "%s", headline(status, head, sizeof(head)));
+    }
+    used = (unsigned)(strlen(left) + strlen(detail)) + 4;
+    if (status->phase == MIGRATION_PRECOPY && width >= used + BAR_MIN)
+        draw_bar(percent, width - used > BAR_MAX ? BAR_MAX : width - used, bar);
+    snprintf(out, size < width + 1 ? size : width + 1, "%s %s%s", left, bar, detail);
+    return out;
+}
+
+char *progress_line(const struct migration_status *status, char *out, size_t size)
+{
+    char head[32], detail[TEXT_SIZE], bytes[32];
+
+    if (status->phase != MIGRATION_PRECOPY) {
+        snprintf(out, size, "%s%s%s", headline(status, head, sizeof(head)),
+                 status->message[0] ? ": " : "", status->message);
+        return out;
+    }
+    figures(status, detail, sizeof(detail));
+    snprintf(out, size, "%s: %u%% of %s, %s", headline(status, head, sizeof(head)),
+             percent_done(status), format_size(status->round_bytes, bytes, sizeof(bytes)), detail);
+    return out;
+}
+
+bool progress_due(struct progress_pace *pace, const struct migration_status *status, uint64_t now)
+{
+    bool same = pace->begun && pace->phase == status->phase && pace->round == status->round;
+
+    if (same && now - pace->last_ns < 2 * NS_PER_S)
+        return false;
+    *pace = (struct progress_pace){true, status->phase, status->round, now};
+    return true;
+}
