@@ -1,0 +1,210 @@
+/* KVM's dirty rings, one per vCPU: a page is entered when it is first written after being armed.
+ * Entries are harvested by the session's thread, or by a vCPU's own whose ring is full;
+ * KVM_RESET_DIRTY_RINGS then arms the pages again.
+ *
+ * A harvested page is a mark in the map. It is published only by collect, and only after the reset:
+ * a page handed out before would miss the writes in between. */
+#include <errno.h>
+#include <linux/kvm.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "migrate/guest/lab/dirty_bitmap.h"
+#include "migrate/guest/lab/vm.h"
+#include "transport/base/log.h"
+
+struct dirty_ring {
+    struct tracker tracker;
+    struct lab *lab;
+    bool started;
+    struct dirty_bitmap maps[LAB_MAX_REGIONS];
+};
+
+static struct dirty_ring *of(struct tracker *t)
+{
+    return (struct dirty_ring *)t;
+}
+
+/* Takes the filled entries of one ring; ring NULL: drops them. tracker_lock held. */
+static void harvest_vcpu(struct dirty_ring *ring, const struct machine *m,
+                         struct machine_vcpu *vcpu)
+{
+    for (;;) {
+        struct kvm_dirty_gfn *entry = &vcpu->ring[vcpu->ring_next & (m->ring_entries - 1)];
+        uint32_t flags = __atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE);
+
+        if (!(flags & KVM_DIRTY_GFN_F_DIRTY) || flags & KVM_DIRTY_GFN_F_RESET)
+            return;
+        if (ring && entry->slot < m->slot_count)
+            dirty_bitmap_mark(&ring->maps[entry->slot], entry->offset, 1);
+        __atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
+        vcpu->ring_next++;
+    }
+}
+
+static void harvest(struct dirty_ring *ring, struct machine *m)
+{
+    for (unsigned i = 0; i < m->vcpus; i++)
+        if (m->vcpu[i].ring)
+            harvest_vcpu(ring, m, &m->vcpu[i]);
+}
+
+static int reset(const struct machine *m, struct error *err)
+{
+    if (ioctl(m->vm, KVM_RESET_DIRTY_RINGS, 0) < 0)
+        return error_set_errno(err, errno, "re-arming the pages in KVM's dirty rings failed");
+    return 0;
+}
+
+void dirty_ring_full(struct lab *lab)
+{
+    struct error err = {0};
+
+    harvest(lab->ring, lab->machine);
+    if (reset(lab->machine, &err) < 0)
+        log_line(LOG_ERROR, "guest %s: %s", lab->name, err.text);
+}
+
+/* What an earlier tracking left in the rings is of no interest. */
+static int ring_start(struct tracker *t, struct error *err)
+{
+    struct dirty_ring *ring = of(t);
+    struct lab *lab = ring->lab;
+    int ret;
+
+    for (unsigned i = 0; i < lab->region_count; i++)
+        dirty_bitmap_clear(&ring->maps[i]);
+    pthread_mutex_lock(&lab->tracker_lock);
+    harvest(NULL, lab->machine);
+    ret = reset(lab->machine, err);
+    lab->ring = ring;
+    pthread_mutex_unlock(&lab->tracker_lock);
+    if (ret == 0)
+        ret = machine_log_writes(lab->machine, true, err);
+    ring->started = ret == 0;
+    return ret;
+}
+
+static int ring_collect(struct tracker *t, uint64_t *pages, struct error *err)
+{
+    struct dirty_ring *ring = of(t);
+    struct lab *lab = ring->lab;
+    int ret;
+
+    *pages = 0;
+    pthread_mutex_lock(&lab->tracker_lock);
+    harvest(ring, lab->machine);
+    ret = reset(lab->machine, err);
+    if (ret == 0)
+        for (unsigned i = 0; i < lab->region_count; i++)
+            *pages += dirty_bitmap_publish(&ring->maps[i]);
+    pthread_mutex_unlock(&lab->tracker_lock);
+    return ret;
+}
+
+static bool ring_next(struct tracker *t, uint32_t region, uint64_t *page)
+{
+    return region < of(t)->lab->region_count && dirty_bitmap_next(&of(t)->maps[region], page);
+}
+
+static int check_chunk(const struct dirty_ring *ring, uint32_t region, uint64_t chunk,
+                       struct error *err)
+{
+    if (region < ring->lab->region_count && chunk < dirty_bitmap_chunks(&ring->maps[region]))
+        return 0;
+    return error_set(err, EINVAL, "chunk %llu of region %u is not in the guest's RAM",
+                     (unsigned long long)chunk, region);
+}
+
+/* The pages were armed again by collect. */
+static int ring_take(struct tracker *t, uint32_t region, uint64_t chunk,
+                     uint64_t bits[TRACKER_WORDS_PER_CHUNK], struct error *err)
+{
+    int ret = check_chunk(of(t), region, chunk, err);
+
+    if (ret == 0)
+        dirty_bitmap_take(&of(t)->maps[region], chunk, bits);
+    return ret;
+}
+
+/* Harvests without a reset: the pages stay unarmed, their marks wait for the next collect. */
+static int ring_peek(struct tracker *t, uint32_t region, uint64_t chunk,
+                     uint64_t bits[TRACKER_WORDS_PER_CHUNK], struct error *err)
+{
+    struct dirty_ring *ring = of(t);
+    int ret = check_chunk(ring, region, chunk, err);
+
+    if (ret < 0)
+        return ret;
+    pthread_mutex_lock(&ring->lab->tracker_lock);
+    harvest(ring, ring->lab->machine);
+    pthread_mutex_unlock(&ring->lab->tracker_lock);
+    dirty_bitmap_peek(&ring->maps[region], chunk, bits);
+    return 0;
+}
+
+static void ring_mark(struct tracker *t, uint32_t region, uint64_t page, uint64_t count)
+{
+    if (region < of(t)->lab->region_count)
+        dirty_bitmap_mark(&of(t)->maps[region], page, count);
+}
+
+static void ring_stop(struct tracker *t)
+{
+    struct dirty_ring *ring = of(t);
+    struct lab *lab = ring->lab;
+    struct error err = {0};
+
+    if (ring->started && machine_log_writes(lab->machine, false, &err) < 0)
+        log_line(LOG_WARNING, "%s", err.text);
+    ring->started = false;
+    pthread_mutex_lock(&lab->tracker_lock);
+    lab->ring = NULL;
+    pthread_mutex_unlock(&lab->tracker_lock);
+}
+
+static void ring_close(struct tracker *t)
+{
+    struct dirty_ring *ring = of(t);
+    struct lab *lab = ring->lab;
+
+    ring_stop(t);
+    pthread_mutex_lock(&lab->tracker_lock);
+    lab->tracker = NULL;
+    pthread_mutex_unlock(&lab->tracker_lock);
+    for (unsigned i = 0; i < LAB_MAX_REGIONS; i++)
+        dirty_bitmap_free(&ring->maps[i]);
+    free(ring);
+}
+
+static const struct tracker_ops dirty_ring_ops = {
+    .name = "dirty-ring",
+    .start = ring_start,
+    .collect = ring_collect,
+    .next = ring_next,
+    .take = ring_take,
+    .peek = ring_peek,
+    .mark = ring_mark,
+    .stop = ring_stop,
+    .close = ring_close,
+};
+
+int dirty_ring_new(struct lab *lab, struct tracker **out, struct error *err)
+{
+    struct dirty_ring *ring = calloc(1, sizeof *ring);
+    int ret = 0;
+
+    if (!ring)
+        return error_set(err, ENOMEM, "out of memory for a tracker");
+    ring->tracker.ops = &dirty_ring_ops;
+    ring->lab = lab;
+    for (unsigned i = 0; i < lab->region_count && ret == 0; i++)
+        ret = dirty_bitmap_init(&ring->maps[i], lab->regions[i].size, err);
+    if (ret < 0) {
+        ring_close(&ring->tracker);
+        return ret;
+    }
+    *out = &ring->tracker;
+    return 0;
+}
