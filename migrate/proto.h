@@ -1,0 +1,202 @@
+/* The session protocol: what the two ends of a migration say to each other on the control channel.
+ *
+ *   source                                         destination
+ *     HELLO(new, versions, token, epoch, lanes) -->
+ *                                               <-- WELCOME(version) | REFUSE(reasons)
+ *     GUEST(description)                        -->
+ *                                               <-- ACCEPT(lane port, session port) | REFUSE(all reasons)
+ *     EXTENTS* (last one flagged)               -->     lanes are opened now
+ *     ROUND(number)  ... pages on the lanes     -->
+ *     PREPARE                                   -->     "may start" is on disk now
+ *                                               <-- READY
+ *     --- the guest is paused ---
+ *     STATE, last pages and their fence, LOAD   -->     state loaded, read back, compared
+ *                                               <-- PREPARED
+ *     VERIFY(range)                             -->
+ *                                               <-- HASHES                   (with --verify, repeated)
+ *     --- COMMITTING is recorded ---
+ *     COMMIT                                    -->     STARTED is recorded, then the guest runs
+ *                                               <-- RUNNING | ABORTED(why)
+ *     --- RELEASED ---
+ *     RELEASE                                   -->     the record may go
+ *                                               <-- REPORT
+ *   PING and PONG both ways from the first message on. ABORT (source) and ERROR (either) end a session before COMMIT.
+ *
+ * Who owns the guest:
+ *
+ *   source       OWNER --record--> COMMITTING --RUNNING--> RELEASED
+ *                  ^                   |
+ *                  +----- ABORTED -----+          nothing else leads back
+ *
+ *   destination  RECEIVING --LOAD--> PREPARED --COMMIT--> STARTED      one compare-and-swap, recorded first
+ *                    |                  +------ABORT----> ABORTED
+ *                    +---- any failure, silence -------------^
+ *
+ * A connection lost after PREPARED is made anew to the session port: HELLO(reconnect, token, next epoch), WELCOME, then
+ * COMMIT or ABORT again; both may be repeated. Whoever knows the token may ask any time, at the session port of either
+ * end or at the listener: HELLO(query, token), ANSWER(state).
+ *
+ * Wire form: a 16-byte header (u32 magic, u16 type, u16 zero, u32 body size, u32 zero) and a body; little-endian;
+ * sizes are bounded by type before a byte of a body is read. */
+#ifndef MIGRATE_PROTO_H
+#define MIGRATE_PROTO_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "migrate/guest/guest.h"
+#include "migrate/ownership.h"
+#include "transport/base/error.h"
+#include "transport/transport.h"
+
+enum {
+    PROTO_MAGIC = 0x524e4457, /* "WDNR" */
+    PROTO_HEADER_SIZE = 16,
+    PROTO_VERSION_MIN = 1, /* the range this program speaks */
+    PROTO_VERSION_MAX = 1,
+    PROTO_MAX_TEXT = 32 << 10,
+    PROTO_MAX_EXTENTS = 2048, /* in one EXTENTS */
+    PROTO_MAX_HASHES = 4096,  /* in one HASHES */
+};
+
+enum message_type {
+    MESSAGE_HELLO = 1,
+    MESSAGE_WELCOME,
+    MESSAGE_REFUSE,
+    MESSAGE_GUEST,
+    MESSAGE_ACCEPT,
+    MESSAGE_EXTENTS,
+    MESSAGE_ROUND,
+    MESSAGE_PREPARE,
+    MESSAGE_READY,
+    MESSAGE_STATE,
+    MESSAGE_LOAD,
+    MESSAGE_PREPARED,
+    MESSAGE_VERIFY,
+    MESSAGE_HASHES,
+    MESSAGE_COMMIT,
+    MESSAGE_RUNNING,
+    MESSAGE_ABORT,
+    MESSAGE_ABORTED,
+    MESSAGE_RELEASE,
+    MESSAGE_REPORT,
+    MESSAGE_ANSWER,
+    MESSAGE_ERROR,
+    MESSAGE_PING,
+    MESSAGE_PONG,
+    MESSAGE_TYPES
+};
+
+struct message {
+    enum message_type type;
+    uint32_t size;
+    uint8_t *body; /* owned; NULL when size is 0 */
+};
+
+void message_free(struct message *message);
+const char *message_name(enum message_type type);
+
+/* Header alone. decode checks magic, type and the body size allowed for it: -EPROTO. */
+void message_header_encode(enum message_type type, uint32_t size, uint8_t out[PROTO_HEADER_SIZE]);
+int message_header_decode(const uint8_t in[PROTO_HEADER_SIZE], enum message_type *type, uint32_t *size,
+                          struct error *err);
+
+enum hello_intent { HELLO_NEW = 1, HELLO_CHECK, HELLO_RECONNECT, HELLO_QUERY };
+
+struct hello {
+    uint16_t version_min, version_max;
+    uint8_t intent; /* enum hello_intent */
+    uint32_t epoch;
+    uint8_t token[TRANSPORT_TOKEN_SIZE];
+    uint16_t session_port; /* where the source answers queries; 0: nowhere */
+    uint32_t lanes;
+    char scheme[8]; /* of the transport */
+};
+
+struct welcome {
+    uint16_t version;
+    uint32_t epoch;
+};
+
+struct accept_reply {
+    uint16_t lane_port;    /* where the lanes bind */
+    uint16_t session_port; /* where the session answers once the control channel is lost */
+};
+
+struct extents_message {
+    uint32_t region;
+    uint32_t last; /* 1: no more of these */
+    uint32_t count;
+    struct extent extents[PROTO_MAX_EXTENTS];
+};
+
+struct round_message {
+    uint32_t number, paused;
+    uint64_t pages;
+};
+
+struct verify_message {
+    uint32_t region;
+    uint32_t unit; /* bytes hashed at a time: GUEST_CHUNK_SIZE, or GUEST_PAGE_SIZE */
+    uint64_t first; /* in units */
+    uint32_t count; /* at most PROTO_MAX_HASHES */
+};
+
+/* For PREPARED and RUNNING: how long the destination's own part took. */
+struct timing_message {
+    uint64_t ns;
+};
+
+struct answer {
+    uint32_t state; /* enum ownership_state */
+    uint32_t epoch;
+};
+
+struct ping {
+    uint64_t sent_at; /* the sender's clock_now */
+};
+
+struct pong {
+    uint64_t ping_sent_at, now;
+};
+
+/* encode: writes the body into `out`, returns its size (the caller's buffer is PROTO_BODY_SIZE or as said). decode:
+ * checks size, ranges and text; -EPROTO names the message. */
+enum { PROTO_BODY_SIZE = 16 + 16 * PROTO_MAX_EXTENTS };
+
+size_t hello_encode(const struct hello *m, uint8_t *out);
+int hello_decode(const struct message *from, struct hello *m, struct error *err);
+size_t welcome_encode(const struct welcome *m, uint8_t *out);
+int welcome_decode(const struct message *from, struct welcome *m, struct error *err);
+size_t accept_encode(const struct accept_reply *m, uint8_t *out);
+int accept_decode(const struct message *from, struct accept_reply *m, struct error *err);
+size_t extents_encode(const struct extents_message *m, uint8_t *out);
+int extents_decode(const struct message *from, struct extents_message *m, struct error *err);
+size_t round_encode(const struct round_message *m, uint8_t *out);
+int round_decode(const struct message *from, struct round_message *m, struct error *err);
+size_t verify_encode(const struct verify_message *m, uint8_t *out);
+int verify_decode(const struct message *from, struct verify_message *m, struct error *err);
+size_t timing_encode(const struct timing_message *m, uint8_t *out);
+int timing_decode(const struct message *from, struct timing_message *m, struct error *err);
+size_t answer_encode(const struct answer *m, uint8_t *out);
+int answer_decode(const struct message *from, struct answer *m, struct error *err);
+size_t ping_encode(const struct ping *m, uint8_t *out);
+int ping_decode(const struct message *from, struct ping *m, struct error *err);
+size_t pong_encode(const struct pong *m, uint8_t *out);
+int pong_decode(const struct message *from, struct pong *m, struct error *err);
+
+/* The description of a guest. encode allocates *out (the caller frees); decode fills `m` (guest_description_free). */
+int guest_encode(const struct guest_description *m, uint8_t **out, size_t *size, struct error *err);
+int guest_decode(const struct message *from, struct guest_description *m, struct error *err);
+
+/* Text bodies (REFUSE, ABORT, ABORTED, ERROR): printable, cut to `size`. Returns `out`. */
+char *message_text(const struct message *from, char *out, size_t size);
+
+/* -EPROTO: the peer said `got` where `wanted` belongs; an ERROR, REFUSE or ABORT is passed on in its own words. */
+int message_unexpected(const struct message *got, const char *wanted, struct error *err);
+
+/* 32 hexadecimal digits of a token, and back (-EINVAL). */
+void token_format(const uint8_t token[TRANSPORT_TOKEN_SIZE], char out[33]);
+int token_parse(const char *text, uint8_t token[TRANSPORT_TOKEN_SIZE]);
+
+#endif
