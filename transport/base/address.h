@@ -27,6 +27,9 @@ bool address_is_loopback(const struct address *address);
 int address_connect(const struct address *address, int timeout_ms, int cancel_fd, struct error *err);
 /* Binds and listens (SO_REUSEADDR, close-on-exec); fills *port with the port really bound (may be NULL). */
 int address_listen(const struct address *address, uint16_t *port, struct error *err);
+/* Takes one connection that waits at `listener` (make it non-blocking, or poll first), close-on-exec, TCP_NODELAY.
+ * -EAGAIN when none waits. */
+int address_accept(int listener, struct error *err);
 /* The numeric address of the peer or of this side of a connected socket, with `scheme` copied in. */
 int address_of_peer(int socket, const char *scheme, struct address *out, struct error *err);
 int address_of_local(int socket, const char *scheme, struct address *out, struct error *err);

@@ -1,0 +1,292 @@
+#include "migrate/record.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cjson/cJSON.h>
+
+#include "migrate/proto.h"
+#include "transport/base/log.h"
+
+enum { RECORD_SIZE = 2048, RECORD_KEEP_DAYS = 7 };
+
+struct record {
+    struct record_content content;
+    char path[512];
+    int file;
+};
+
+static void boot_id(char out[40])
+{
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+
+    out[0] = '\0';
+    if (f) {
+        if (fscanf(f, "%39s", out) != 1)
+            out[0] = '\0';
+        fclose(f);
+    }
+}
+
+static int make_folders(char *path)
+{
+    for (char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
+        if (slash)
+            *slash = '\0';
+        int failed = mkdir(path, 0700) && errno != EEXIST;
+        if (!slash)
+            return failed ? -errno : 0;
+        *slash = '/';
+        if (failed)
+            return -errno;
+    }
+}
+
+/* The folder of the records, made if need be. */
+static int sessions_folder(char *out, size_t size, struct error *err)
+{
+    const char *state = getenv("XDG_STATE_HOME");
+
+    if (state && state[0] == '/') {
+        snprintf(out, size, "%s/wander/sessions", state);
+    } else if (geteuid() == 0) {
+        snprintf(out, size, "/var/lib/wander/sessions");
+    } else {
+        const char *home = getenv("HOME");
+        if (!home || home[0] != '/')
+            return error_set(err, ENOENT, "no place for session records: set XDG_STATE_HOME or HOME");
+        snprintf(out, size, "%s/.local/state/wander/sessions", home);
+    }
+    int result = make_folders(out);
+    if (result)
+        error_set_errno(err, -result, "making the folder for session records, %s, failed", out);
+    return result;
+}
+
+static int record_path(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role, char *out, size_t size,
+                       struct error *err)
+{
+    char folder[400], name[33];
+    int result = sessions_folder(folder, sizeof(folder), err);
+
+    token_format(token, name);
+    snprintf(out, size, "%s/%s.%s", folder, name, role == RECORD_SOURCE ? "source" : "destination");
+    return result;
+}
+
+static int encode(const struct record_content *c, char out[RECORD_SIZE], struct error *err)
+{
+    char token[33], peer[320], peer_main[320];
+    cJSON *json = cJSON_CreateObject();
+
+    token_format(c->token, token);
+    cJSON_AddNumberToObject(json, "schema", 1);
+    cJSON_AddStringToObject(json, "token", token);
+    cJSON_AddStringToObject(json, "guest", c->guest_name);
+    cJSON_AddStringToObject(json, "state", ownership_name(c->state));
+    cJSON_AddBoolToObject(json, "uncertain", c->uncertain);
+    cJSON_AddStringToObject(json, "boot_id", c->boot_id);
+    cJSON_AddStringToObject(json, "peer", address_format(&c->peer, peer, sizeof(peer)));
+    if (c->peer_main.host[0])
+        cJSON_AddStringToObject(json, "peer_main", address_format(&c->peer_main, peer_main, sizeof(peer_main)));
+    memset(out, ' ', RECORD_SIZE);
+    bool printed = cJSON_PrintPreallocated(json, out, RECORD_SIZE - 8, false);
+    cJSON_Delete(json);
+    if (!printed)
+        return error_set(err, ENOMEM, "the session's record does not fit into %d bytes", RECORD_SIZE);
+    out[strlen(out)] = ' ';
+    out[RECORD_SIZE - 1] = '\n';
+    return 0;
+}
+
+static int write_record(struct record *r, const struct record_content *content, struct error *err)
+{
+    char text[RECORD_SIZE];
+    int result = encode(content, text, err);
+
+    if (result)
+        return result;
+    if (pwrite(r->file, text, sizeof(text), 0) != sizeof(text))
+        return error_set_errno(err, errno ? errno : EIO, "writing the session's record %s failed", r->path);
+    r->content = *content;
+    return 0;
+}
+
+/* What a file says of state, boot and certainty; false when it is no record. */
+static bool read_record(int file, struct record_content *c)
+{
+    char text[RECORD_SIZE + 1] = "";
+
+    *c = (struct record_content){0};
+    if (pread(file, text, RECORD_SIZE, 0) != RECORD_SIZE)
+        return false;
+    cJSON *json = cJSON_Parse(text);
+    const char *state = cJSON_GetStringValue(cJSON_GetObjectItem(json, "state"));
+    const char *boot = cJSON_GetStringValue(cJSON_GetObjectItem(json, "boot_id"));
+    bool good = state && boot && strlen(boot) < sizeof(c->boot_id);
+    if (good) {
+        c->state = ownership_from_name(state);
+        c->uncertain = cJSON_IsTrue(cJSON_GetObjectItem(json, "uncertain"));
+        strcpy(c->boot_id, boot);
+    }
+    cJSON_Delete(json);
+    return good && c->state != OWNERSHIP_NONE;
+}
+
+static bool lock_file(int file)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    return fcntl(file, F_OFD_SETLK, &lock) == 0;
+}
+
+/* Records of ended sessions that nobody has asked about for a week. */
+static void prune(const char *folder)
+{
+    DIR *directory = opendir(folder);
+    struct dirent *entry;
+    time_t old = time(NULL) - RECORD_KEEP_DAYS * 86400;
+
+    while (directory && (entry = readdir(directory))) {
+        struct stat status;
+        int file = openat(dirfd(directory), entry->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+        if (file < 0)
+            continue;
+        if (fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_mtime < old && lock_file(file))
+            unlinkat(dirfd(directory), entry->d_name, 0);
+        close(file);
+    }
+    if (directory)
+        closedir(directory);
+}
+
+int record_create(const struct record_content *content, struct record **out, struct error *err)
+{
+    struct record *r = calloc(1, sizeof(*r));
+    struct record_content copy = *content;
+    char folder[400];
+
+    if (!r)
+        return error_set(err, ENOMEM, "no memory for the session's record");
+    int result = record_path(content->token, content->role, r->path, sizeof(r->path), err);
+    if (result)
+        goto free_record;
+    if (sessions_folder(folder, sizeof(folder), err) == 0)
+        prune(folder);
+    r->file = open(r->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (r->file < 0) {
+        result = error_set_errno(err, errno, "making the session's record %s failed", r->path);
+        goto free_record;
+    }
+    boot_id(copy.boot_id);
+    result = lock_file(r->file) ? write_record(r, &copy, err)
+                                : error_set_errno(err, errno, "locking the session's record %s failed", r->path);
+    if (result)
+        goto remove_file;
+    *out = r;
+    return 0;
+
+remove_file:
+    unlink(r->path);
+    close(r->file);
+free_record:
+    free(r);
+    return result;
+}
+
+int record_set_state(struct record *r, enum ownership_state state, struct error *err)
+{
+    struct record_content next = r->content;
+
+    next.state = state;
+    return write_record(r, &next, err);
+}
+
+int record_make_durable(struct record *r, struct error *err)
+{
+    struct record_content next = r->content;
+    char folder[400];
+
+    next.uncertain = true;
+    int result = write_record(r, &next, err);
+    if (result == 0)
+        result = sessions_folder(folder, sizeof(folder), err);
+    if (result)
+        return result;
+    int directory = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0 || fsync(r->file) || fsync(directory))
+        result = error_set_errno(err, errno, "making the session's record %s durable failed", r->path);
+    if (directory >= 0)
+        close(directory);
+    return result;
+}
+
+void record_remove(struct record *r)
+{
+    if (!r)
+        return;
+    unlink(r->path);
+    close(r->file);
+    free(r);
+}
+
+void record_keep(struct record *r)
+{
+    /* The file stays open on purpose: its lock says that this process still holds the guest. */
+    free(r);
+}
+
+/* The verdict on a record whose process is gone, `file` locked by us. */
+static enum ownership_state judge_dead(int file, const char *path, const struct record_content *c)
+{
+    struct record record = {.file = file, .content = *c};
+    struct error err = {0};
+    char boot[40];
+
+    boot_id(boot);
+    bool same_boot = boot[0] && strcmp(boot, c->boot_id) == 0;
+    switch (c->state) {
+    case OWNERSHIP_STARTED:
+        return OWNERSHIP_STARTED_DEAD;
+    case OWNERSHIP_ABORTED:
+        return OWNERSHIP_ABORTED;
+    case OWNERSHIP_RECEIVING:
+    case OWNERSHIP_PREPARED:
+        if (!same_boot && c->uncertain)
+            return OWNERSHIP_UNKNOWN;
+        snprintf(record.path, sizeof(record.path), "%s", path);
+        if (record_set_state(&record, OWNERSHIP_ABORTED, &err)) {
+            log_line(LOG_ERROR, "%s", err.text);
+            return OWNERSHIP_UNKNOWN;
+        }
+        return OWNERSHIP_ABORTED;
+    default:
+        return OWNERSHIP_UNKNOWN;
+    }
+}
+
+enum ownership_state record_consult(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role)
+{
+    struct record_content content;
+    struct error err = {0};
+    char path[512];
+    enum ownership_state state = OWNERSHIP_UNKNOWN;
+
+    if (record_path(token, role, path, sizeof(path), &err))
+        return OWNERSHIP_UNKNOWN;
+    int file = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (file < 0)
+        return OWNERSHIP_UNKNOWN;
+    bool dead = lock_file(file);
+    if (read_record(file, &content))
+        state = dead ? judge_dead(file, path, &content) : content.state;
+    close(file);
+    return state;
+}
