@@ -35,6 +35,7 @@ struct destination_measurement {
     bool known; /* false: REPORT was lost, all of it is null */
     uint64_t cpu_ns;
     uint64_t state_load_ns, resume_ns;
+    uint64_t guest_gap_ns;          /* the pause as the guest measured it; 0: it did not say */
     uint64_t resident_growth_bytes; /* of the destination process, since the session began */
     struct host_facts host;
 };

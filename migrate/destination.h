@@ -1,0 +1,74 @@
+/* Inside of the destination's session, shared by the files that make it up; nobody else includes it.
+ *
+ *   incoming.c   public face, the session's thread, its end
+ *   receiving.c  greeting, checks, memory and lanes, until PREPARED
+ *   standby.c    PREPARED: waits for COMMIT or ABORT, through lost connections, and for the operator; then STARTED */
+#ifndef MIGRATE_DESTINATION_H
+#define MIGRATE_DESTINATION_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "migrate/channel.h"
+#include "migrate/incoming.h"
+#include "migrate/ownership.h"
+#include "migrate/page/page.h"
+#include "migrate/record.h"
+#include "migrate/resolve.h"
+#include "migrate/responder.h"
+#include "migrate/wakeup.h"
+
+enum {
+    DESTINATION_GREETING_MS = 5000,
+    DESTINATION_POLL_MS = 200, /* how often lanes are looked at for errors */
+};
+
+struct incoming {
+    struct incoming_options options;
+    struct migration_observer observer;
+    pthread_t thread;
+    struct wakeup wakeup;
+    atomic_bool cancelled;
+    int cancel_event; /* eventfd, readable once cancelled */
+
+    pthread_mutex_t lock;
+    struct incoming_status status;  /* under lock */
+    struct resolve_request resolve; /* under lock */
+    struct guest *guest;            /* under lock while the thread runs */
+    int pending_socket;             /* under lock: a connection that comes back, or -1 */
+    uint32_t pending_epoch;
+
+    /* The session thread's own. */
+    int socket; /* until the channel takes it over; then -1 */
+    uint64_t began_at, cpu_before, resident_before;
+    struct hello hello;
+    uint32_t epoch;
+    struct channel *channel; /* NULL while the source is gone */
+    struct transport *transport;
+    struct page_target target;
+    struct ownership ownership;
+    struct record *record;
+    struct responder *responder;
+    struct address source_peer; /* the source's session port */
+    uint8_t *state;             /* of STATE, owned */
+    size_t state_size;
+    struct guest_load_context load_context;
+    struct destination_measurement measurement;
+};
+
+void destination_set_phase(struct incoming *in, enum incoming_phase phase);
+void destination_say(struct incoming *in, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* HELLO, the guest's description, memory and lanes. 1: go on; 0: that was all (a query, a check, a refusal); -errno. */
+int destination_greet(struct incoming *in, struct error *err);
+/* Rounds, until PREPARED (0). */
+int destination_receive(struct incoming *in, struct error *err);
+/* From PREPARED to the end: 0 STARTED, -ECONNABORTED recorded as ABORTED. */
+int destination_stand_by(struct incoming *in, struct error *err);
+/* After STARTED: answers until the source has acknowledged or stays away. */
+void destination_see_off(struct incoming *in);
+
+/* Kills the lanes of this epoch; nothing lands any more once it returns. */
+void destination_close_lanes(struct incoming *in);
+
+#endif

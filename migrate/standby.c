@@ -1,0 +1,332 @@
+/* PREPARED and after. A time-out never ends it: COMMIT, ABORT, the source's own word that it has kept the guest, or the
+ * operator does. */
+#include "migrate/destination.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "migrate/exchange.h"
+#include "migrate/verify.h"
+#include "transport/base/clock.h"
+#include "transport/base/log.h"
+#include "transport/base/wire.h"
+
+enum { ASK_EVERY_MS = 1000, ASK_MS = 1500, SEE_OFF_MS = 10000, GAP_MS = 500 };
+
+static int start_guest(struct incoming *in, struct error *err)
+{
+    uint64_t started = clock_now();
+
+    if (in->transport)
+        transport_shutdown(in->transport);
+    int result = ownership_move(&in->ownership, OWNERSHIP_PREPARED, OWNERSHIP_STARTED, err);
+    if (result)
+        return result;
+    result = in->guest->ops->resume(in->guest, err);
+    if (result) {
+        error_prefix(err, "the guest could not be started");
+        ownership_move(&in->ownership, OWNERSHIP_STARTED, OWNERSHIP_ABORTED, &(struct error){0});
+        return -ECONNABORTED;
+    }
+    in->measurement.resume_ns = clock_now() - started;
+    return 0;
+}
+
+static void say_running(struct incoming *in)
+{
+    uint8_t body[8];
+
+    if (in->channel)
+        channel_send(in->channel, MESSAGE_RUNNING, body,
+                     timing_encode(&(struct timing_message){.ns = in->measurement.resume_ns}, body), &(struct error){0});
+}
+
+static void say_aborted(struct incoming *in, const char *why)
+{
+    if (in->channel)
+        channel_send_text(in->channel, MESSAGE_ABORTED, why, &(struct error){0});
+}
+
+static int abort_guest(struct incoming *in, const char *why, struct error *err)
+{
+    int result = ownership_move(&in->ownership, OWNERSHIP_PREPARED, OWNERSHIP_ABORTED, err);
+
+    if (result)
+        return result;
+    say_aborted(in, why);
+    return error_set(err, ECONNABORTED, "%s", why);
+}
+
+static int on_verify(struct incoming *in, const struct message *m, struct error *err)
+{
+    struct verify_message request;
+    uint64_t *hashes = NULL;
+    uint8_t *body = NULL;
+    int result = verify_decode(m, &request, err);
+
+    if (result)
+        return result;
+    hashes = malloc(request.count * sizeof(*hashes));
+    body = malloc(request.count * sizeof(*hashes));
+    result = hashes && body ? verify_hash(in->guest, &request, hashes, err) : error_set(err, ENOMEM, "no memory for hashes");
+    if (!result) {
+        struct wire_writer w = wire_writer(body, request.count * sizeof(*hashes));
+        for (uint32_t i = 0; i < request.count; i++)
+            wire_put_u64(&w, hashes[i]);
+        result = channel_send(in->channel, MESSAGE_HASHES, body, request.count * sizeof(*hashes), err);
+    }
+    free(hashes);
+    free(body);
+    return result;
+}
+
+/* A start that could not be recorded has not happened: the source says COMMIT again. */
+static int on_commit(struct incoming *in, struct error *err)
+{
+    int result = start_guest(in, err);
+
+    if (result == 0) {
+        say_running(in);
+    } else if (result == -ECONNABORTED) {
+        say_aborted(in, err->text);
+    } else {
+        log_line(LOG_ERROR, "the guest was not started: %s", err->text);
+        error_clear(err);
+        return 1;
+    }
+    return result;
+}
+
+/* 1: go on waiting; 0: STARTED; -ECONNABORTED: ABORTED. */
+static int on_message(struct incoming *in, const struct message *m, struct error *err)
+{
+    struct error local = {0};
+    char why[ERROR_TEXT_SIZE / 2];
+
+    switch (m->type) {
+    case MESSAGE_COMMIT:
+        return on_commit(in, err);
+    case MESSAGE_ABORT:
+        return abort_guest(in, message_text(m, why, sizeof(why)), err);
+    case MESSAGE_VERIFY:
+        if (on_verify(in, m, &local))
+            log_line(LOG_WARNING, "verification: %s", local.text);
+        return 1;
+    default:
+        log_line(LOG_WARNING, "%s is no message for a prepared guest", message_name(m->type));
+        return 1;
+    }
+}
+
+static void drop_channel(struct incoming *in)
+{
+    channel_close(in->channel);
+    in->channel = NULL;
+    pthread_mutex_lock(&in->lock);
+    in->status.source_silent = true;
+    pthread_mutex_unlock(&in->lock);
+    destination_say(in, "the connection to the source is lost; the guest stays paused until its fate is known. "
+                    "If the source does not come back: wander resolve %s --resume (or --destroy)", in->status.session);
+}
+
+/* Takes over a connection that the source has made anew. The lanes of the old epoch are dead before it is answered. */
+static void adopt_pending(struct incoming *in)
+{
+    struct error err = {0};
+    uint8_t body[8];
+
+    pthread_mutex_lock(&in->lock);
+    int socket = in->pending_socket;
+    uint32_t epoch = in->pending_epoch;
+    in->pending_socket = -1;
+    pthread_mutex_unlock(&in->lock);
+    if (socket < 0)
+        return;
+    if (epoch <= in->epoch) {
+        log_line(LOG_WARNING, "a connection of the old epoch %u came back and was turned away", epoch);
+        close(socket);
+        return;
+    }
+    destination_close_lanes(in);
+    channel_close(in->channel);
+    in->channel = NULL;
+    in->epoch = epoch;
+    if (channel_open(socket, &in->wakeup, &in->channel, &err) == 0) {
+        struct welcome welcome = {.version = PROTO_VERSION_MAX, .epoch = epoch};
+        channel_send(in->channel, MESSAGE_WELCOME, body, welcome_encode(&welcome, body), &err);
+    }
+    pthread_mutex_lock(&in->lock);
+    in->status.source_silent = in->channel == NULL;
+    pthread_mutex_unlock(&in->lock);
+    if (err.code)
+        log_line(LOG_WARNING, "%s", err.text);
+}
+
+static enum ownership_state ask_source(struct incoming *in)
+{
+    enum ownership_state state = OWNERSHIP_UNKNOWN;
+    struct error err = {0};
+
+    if (exchange_ask(&in->source_peer, in->hello.token, ASK_MS, -1, &state, &err))
+        return OWNERSHIP_UNKNOWN;
+    return state;
+}
+
+static int start_by_operator(struct incoming *in, enum ownership_state there, bool force, char *text, size_t size,
+                             struct error *err)
+{
+    if (there == OWNERSHIP_OWNER) {
+        snprintf(text, size, "the guest runs at the source: it cannot be resumed here. Use --destroy");
+        return -EBUSY;
+    }
+    if (there != OWNERSHIP_COMMITTING && !force) {
+        snprintf(text, size, "the source does not answer for this session. If you are certain that the guest does not run "
+                 "there, repeat with --force; if you are wrong, two copies will run");
+        return -EBUSY;
+    }
+    int result = start_guest(in, err);
+    if (result == 0)
+        say_running(in);
+    snprintf(text, size, "%s", result ? err->text : "the guest runs here");
+    return result;
+}
+
+static int abort_by_operator(struct incoming *in, enum ownership_state there, bool force, char *text, size_t size,
+                             struct error *err)
+{
+    if (there != OWNERSHIP_OWNER && there != OWNERSHIP_COMMITTING && !force) {
+        snprintf(text, size, "the source does not answer for this session. If you are certain that it still has the guest, or "
+                 "want it gone, repeat with --force; if the source is dead, the guest is lost");
+        return -EBUSY;
+    }
+    int result = abort_guest(in, "given up by the operator at the destination", err);
+    snprintf(text, size, "the copy here is gone; the source may go on with the guest");
+    return result;
+}
+
+/* 1: go on waiting. */
+static int serve_request(struct incoming *in, struct error *err)
+{
+    char text[ERROR_TEXT_SIZE];
+
+    pthread_mutex_lock(&in->lock);
+    struct resolve_request request = in->resolve;
+    in->resolve.waiting = false;
+    pthread_mutex_unlock(&in->lock);
+    if (!request.waiting)
+        return 1;
+    enum ownership_state there = ask_source(in);
+    int result = request.action == RESOLVE_RESUME
+                     ? start_by_operator(in, there, request.force, text, sizeof(text), err)
+                     : abort_by_operator(in, there, request.force, text, sizeof(text), err);
+    bool served = result == 0 || result == -ECONNABORTED;
+    bool wanted = result == (request.action == RESOLVE_RESUME ? 0 : -ECONNABORTED);
+    request.done(request.context, wanted ? 0 : result, text);
+    if (!served)
+        error_clear(err);
+    return served ? result : 1;
+}
+
+static int drain_channel(struct incoming *in, struct error *err)
+{
+    int result = 1;
+
+    while (result == 1 && in->channel) {
+        struct message m;
+        struct error lost = {0};
+        int got = channel_poll(in->channel, &m, &lost);
+        if (got == 0)
+            return 1;
+        if (got < 0) {
+            drop_channel(in);
+            return 1;
+        }
+        result = on_message(in, &m, err);
+        message_free(&m);
+    }
+    return result;
+}
+
+int destination_stand_by(struct incoming *in, struct error *err)
+{
+    uint64_t next_ask = clock_now(), seen = 0;
+
+    destination_set_phase(in, INCOMING_PREPARED);
+    for (;;) {
+        adopt_pending(in);
+        int result = drain_channel(in, err);
+        if (result == 1)
+            result = serve_request(in, err);
+        if (result == 1 && !in->channel && clock_now() >= next_ask) {
+            if (ask_source(in) == OWNERSHIP_OWNER)
+                result = abort_guest(in, "the source has kept the guest", err);
+            next_ask = clock_now() + ASK_EVERY_MS * NS_PER_MS;
+        }
+        if (result != 1)
+            return result;
+        wakeup_wait(&in->wakeup, &seen, in->channel ? UINT64_MAX : next_ask);
+    }
+}
+
+/* The guest's own measure of the gap comes a moment after it runs. */
+static void await_gap(struct incoming *in)
+{
+    struct guest_workload workload = {0};
+    uint64_t deadline = clock_now() + GAP_MS * NS_PER_MS;
+
+    if (!in->guest->ops->workload)
+        return;
+    for (;;) {
+        in->guest->ops->workload(in->guest, &workload);
+        if (workload.gap_ns || clock_now() >= deadline)
+            break;
+        clock_sleep_until(clock_now() + 2 * NS_PER_MS);
+    }
+    in->measurement.guest_gap_ns = workload.gap_ns;
+}
+
+static void send_report(struct incoming *in)
+{
+    uint64_t resident = process_resident_bytes();
+
+    in->measurement.known = true;
+    in->measurement.cpu_ns = clock_process_cpu() - in->cpu_before;
+    in->measurement.resident_growth_bytes = resident > in->resident_before ? resident - in->resident_before : 0;
+    await_gap(in);
+    char *text = destination_measurement_encode(&in->measurement);
+    if (text && in->channel)
+        channel_send_text(in->channel, MESSAGE_REPORT, text, &(struct error){0});
+    free(text);
+}
+
+void destination_see_off(struct incoming *in)
+{
+    uint64_t deadline = clock_now() + SEE_OFF_MS * NS_PER_MS, seen = 0;
+    bool released = false;
+
+    while (!released && clock_now() < deadline) {
+        struct message m = {0};
+        adopt_pending(in);
+        int got = in->channel ? channel_poll(in->channel, &m, &(struct error){0}) : 0;
+        if (got > 0 && m.type == MESSAGE_RELEASE)
+            released = true;
+        else if (got > 0 && (m.type == MESSAGE_COMMIT || m.type == MESSAGE_ABORT))
+            say_running(in);
+        else if (got < 0)
+            drop_channel(in);
+        else if (got == 0)
+            wakeup_wait(&in->wakeup, &seen, deadline);
+        message_free(&m);
+        if (in->channel && !released)
+            deadline = clock_now() + SEE_OFF_MS * NS_PER_MS;
+    }
+    if (!released)
+        return;
+    ownership_attach(&in->ownership, NULL);
+    record_remove(in->record);
+    in->record = NULL;
+    send_report(in);
+}
