@@ -1,0 +1,71 @@
+#include "migrate/measurement.h"
+
+#include <errno.h>
+
+#include "migrate/measurement_fields.h"
+
+/* A real one has some 600 bytes. */
+enum { MAX_DESTINATION_TEXT = 8192 };
+
+#define D(member, key, kind) FIELD(struct destination_measurement, member, key, kind, NEVER_NULL)
+
+static const struct field half_fields[] = {
+    D(cpu_ns, "cpu_ns", FIELD_U64),
+    D(state_load_ns, "state_load_ns", FIELD_U64),
+    D(resume_ns, "resume_ns", FIELD_U64),
+    D(resident_growth_bytes, "resident_growth_bytes", FIELD_U64),
+};
+
+static const size_t half_field_count = sizeof(half_fields) / sizeof(half_fields[0]);
+
+char *destination_measurement_encode(const struct destination_measurement *d)
+{
+    cJSON *object = cJSON_CreateObject(), *host;
+    char *text = NULL;
+
+    if (!object || !fields_add(object, d, half_fields, half_field_count))
+        goto delete_object;
+    host = cJSON_AddObjectToObject(object, "host");
+    if (host && fields_add(host, &d->host, host_fields, host_field_count))
+        text = cJSON_PrintUnformatted(object);
+delete_object:
+    cJSON_Delete(object);
+    return text;
+}
+
+int destination_measurement_decode(const char *text, size_t size,
+                                   struct destination_measurement *out, struct error *err)
+{
+    struct destination_measurement d = {.known = true};
+    const char *end = NULL;
+    const cJSON *host;
+    cJSON *object;
+    int result;
+
+    if (size > MAX_DESTINATION_TEXT)
+        return error_set(err, EPROTO,
+                         "the destination's report has %zu bytes, at most %d are accepted", size,
+                         MAX_DESTINATION_TEXT);
+    object = cJSON_ParseWithLengthOpts(text, size, &end, false);
+    if (!cJSON_IsObject(object) || end != text + size) {
+        result = error_set(err, EPROTO, "the destination's report is no JSON object");
+        goto delete_object;
+    }
+    result = fields_read(object, &d, half_fields, half_field_count, err);
+    if (result)
+        goto prefix_error;
+    host = cJSON_GetObjectItemCaseSensitive(object, "host");
+    if (!cJSON_IsObject(host)) {
+        result = error_set(err, EPROTO, "host is no object");
+        goto prefix_error;
+    }
+    result = fields_read(host, &d.host, host_fields, host_field_count, err);
+    if (!result)
+        *out = d;
+prefix_error:
+    if (result)
+        error_prefix(err, "the destination's report is malformed");
+delete_object:
+    cJSON_Delete(object);
+    return result;
+}

@@ -1,0 +1,746 @@
+#include <criterion/criterion.h>
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "migrate/measurement.h"
+#include "transport/base/clock.h"
+
+static void fill_host(struct host_facts *host, const char *name)
+{
+    *host = (struct host_facts){.link_mbit = 100000, .mtu = 9000};
+    snprintf(host->hostname, sizeof(host->hostname), "%s", name);
+    strcpy(host->kernel, "Linux 6.12.1 x86_64");
+    strcpy(host->cpu, "A CPU (R) @ 3 GHz");
+    strcpy(host->interface, "eth0");
+    strcpy(host->version, "0.1.0");
+}
+
+/* A migration that went well, with no two figures alike. */
+static struct measurement full_measurement(void)
+{
+    struct measurement m = {
+        .result = "completed",
+        .session = "00112233445566778899aabbccddeeff",
+        .guest_name = "g1",
+        .guest_kind = "lab",
+        .accel = "kvm",
+        .tracker = "dirty-log",
+        .memory_bytes = 512 << 20,
+        .vcpus = 2,
+        .transport = "tcp",
+        .destination = "tcp://[::1]:4711",
+        .filter = "rate=100M",
+        .lanes = 4,
+        .total_ns = 1234567891,
+        .setup_ns = 45678912,
+        .downtime_ns = 23456789,
+        .downtime = {1000001, 12000002, 2000003, 300004, 400005, 0, 0},
+        .predicted_downtime_ns = 25000006,
+        .predicted_last_bytes = 12 << 20,
+        .last_bytes = 11 << 20,
+        .switchover_retries = 1,
+        .forced = true,
+        .raw_pages = 100001,
+        .zero_pages = 2002,
+        .hole_pages = 30003,
+        .present_bytes = 400000004,
+        .guest_bytes = 500000005,
+        .wire_bytes = 510000006,
+        .source_cpu_ns = 1500000007,
+        .goodput = 800000008,
+        .state_bytes = 9009,
+        .verified = true,
+        .verified_chunks = 382,
+        .limits = {.downtime_ns = 300 * NS_PER_MS,
+                   .max_time_ns = 10 * NS_PER_S,
+                   .on_timeout = ON_TIMEOUT_FORCE,
+                   .throttle_max = 80},
+        .max_bandwidth = 104857600,
+        .destination_half = {.known = true,
+                             .cpu_ns = 700000010,
+                             .state_load_ns = 5000011,
+                             .resume_ns = 600012,
+                             .resident_growth_bytes = 410000013},
+    };
+
+    fill_host(&m.source_host, "here");
+    fill_host(&m.destination_half.host, "there");
+    for (uint64_t i = 0; i < 20; i++) {
+        struct round_measurement *round = measurement_add_round(&m);
+
+        cr_assert(round);
+        *round = (struct round_measurement){
+            .pages = 100 + i,
+            .zero_pages = 10 + i,
+            .skipped_pages = i,
+            .bytes = (90 + i) << 12,
+            .wire_bytes = (91 + i) << 12,
+            .start_ns = i * NS_PER_S + 1,
+            .ns = NS_PER_MS + i,
+            .dirty_pages_after = i == 19 ? 0 : 101 + i,
+            .predicted_downtime_ns = i == 19 ? 0 : 30 * NS_PER_MS + i,
+            .throttle = (unsigned)i,
+            .paused = i == 19,
+        };
+    }
+    return m;
+}
+
+static cJSON *document_of(const struct measurement *m, uint64_t gap_ns)
+{
+    char *text = measurement_to_json(m, gap_ns);
+    cJSON *document;
+
+    cr_assert(text, "no text");
+    document = cJSON_Parse(text);
+    cr_assert(document, "no JSON: %s", text);
+    free(text);
+    return document;
+}
+
+/* The schema as its document has it: rows "| `key` | type | null | meaning |". */
+enum { MAX_ROWS = 128, CELL = 96 };
+
+struct row {
+    char key[CELL], type[CELL], null[CELL];
+    bool seen;
+};
+
+struct schema {
+    struct row rows[MAX_ROWS];
+    size_t count;
+};
+
+static void read_schema(struct schema *schema)
+{
+    char path[4096], line[1024];
+    const char *end = strstr(__FILE__, "tests/unit/measurement.c");
+    FILE *file;
+
+    cr_assert(end, "%s", __FILE__);
+    snprintf(path, sizeof(path), "%.*smigrate/measurement.md", (int)(end - __FILE__), __FILE__);
+    file = fopen(path, "r");
+    cr_assert(file, "%s: %s", path, strerror(errno));
+    schema->count = 0;
+    while (fgets(line, sizeof(line), file)) {
+        struct row row = {.seen = false};
+
+        if (sscanf(line, "| `%95[^`]` | %95[^|] | %95[^|]|", row.key, row.type, row.null) != 3)
+            continue;
+        row.type[strcspn(row.type, " ")] = 0;
+        cr_assert_lt(schema->count, (size_t)MAX_ROWS);
+        schema->rows[schema->count++] = row;
+    }
+    fclose(file);
+    cr_assert_gt(schema->count, (size_t)50, "only %zu rows in %s", schema->count, path);
+}
+
+static struct row *find_row(struct schema *schema, const char *key)
+{
+    for (size_t i = 0; i < schema->count; i++) {
+        if (!strcmp(schema->rows[i].key, key))
+            return &schema->rows[i];
+    }
+    return NULL;
+}
+
+static const char *type_of(const cJSON *item)
+{
+    if (cJSON_IsString(item))
+        return "text";
+    if (cJSON_IsBool(item))
+        return "boolean";
+    if (cJSON_IsArray(item))
+        return "array";
+    if (cJSON_IsObject(item))
+        return "object";
+    return cJSON_IsNull(item) ? "null" : "number";
+}
+
+static void check_value(const struct row *row, const cJSON *item)
+{
+    bool may_be_null = strncmp(row->null, "–", strlen("–")) != 0;
+    bool is_integer = !strcmp(row->type, "integer");
+    const char *type = is_integer ? "number" : row->type;
+
+    if (cJSON_IsNull(item)) {
+        cr_expect(may_be_null, "%s is null, its column \"null\" says never", row->key);
+        return;
+    }
+    cr_expect_str_eq(type_of(item), type, "%s: the schema says %s, it is %s", row->key, row->type,
+                     type_of(item));
+    if (!cJSON_IsNumber(item))
+        return;
+    cr_expect_geq(item->valuedouble, 0, "%s is negative", row->key);
+    cr_expect(!is_integer || item->valuedouble == (double)(uint64_t)item->valuedouble,
+              "%s is no integer", row->key);
+}
+
+/* Walks a document: every key must have its row. */
+static void check_object(struct schema *schema, const cJSON *object, const char *prefix)
+{
+    const cJSON *item, *element;
+
+    cJSON_ArrayForEach(item, object)
+    {
+        char key[CELL * 2], below[CELL * 2 + 4];
+        bool is_side = !strcmp(prefix, "host.") && cJSON_IsObject(item);
+        struct row *row;
+
+        snprintf(key, sizeof(key), "%s%s", prefix, item->string);
+        row = find_row(schema, key);
+        cr_expect(row, "%s is printed and not documented", key);
+        if (!row)
+            continue;
+        row->seen = true;
+        check_value(row, item);
+        snprintf(below, sizeof(below), "%s.", is_side ? "host.SIDE" : key);
+        if (cJSON_IsObject(item))
+            check_object(schema, item, below);
+        snprintf(below, sizeof(below), "%s[].", key);
+        if (cJSON_IsArray(item)) {
+            cJSON_ArrayForEach(element, item) check_object(schema, element, below);
+        }
+    }
+}
+
+Test(measurement, every_key_is_documented_and_every_documented_key_is_there)
+{
+    struct measurement m = full_measurement();
+    cJSON *document = document_of(&m, 23400000);
+    static struct schema schema;
+
+    read_schema(&schema);
+    check_object(&schema, document, "");
+    for (size_t i = 0; i < schema.count; i++)
+        cr_expect(schema.rows[i].seen, "%s is documented and not printed", schema.rows[i].key);
+    cJSON_Delete(document);
+    measurement_free(&m);
+}
+
+/* One that failed before anything was known: the same keys, null where nothing is known. */
+Test(measurement, a_failed_one_keeps_to_the_schema_too)
+{
+    struct measurement m = {.result = "failed", .error = "connecting failed: no route"};
+    cJSON *document = document_of(&m, 0);
+    static struct schema schema;
+
+    read_schema(&schema);
+    check_object(&schema, document, "");
+    for (size_t i = 0; i < schema.count; i++) {
+        const char *key = schema.rows[i].key;
+        bool inside = strncmp(key, "prediction.", 11) == 0 || strncmp(key, "rounds[]", 8) == 0;
+
+        cr_expect(schema.rows[i].seen || inside, "%s is documented and not printed", key);
+    }
+    cJSON_Delete(document);
+    measurement_free(&m);
+}
+
+static const cJSON *item_at(const cJSON *document, const char *path)
+{
+    char part[CELL];
+    int used;
+
+    while (document && sscanf(path, "%95[^.]%n", part, &used) == 1) {
+        document = part[0] == '#' ? cJSON_GetArrayItem(document, atoi(part + 1))
+                                  : cJSON_GetObjectItemCaseSensitive(document, part);
+        path += used;
+        path += *path == '.';
+    }
+    return document;
+}
+
+struct value_case {
+    const char *path;
+    double number;
+    const char *text; /* if set: this text */
+};
+
+static void check_values(const cJSON *document, const struct value_case *cases, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        const cJSON *item = item_at(document, cases[i].path);
+
+        cr_expect(item, "%s is not there", cases[i].path);
+        if (!item)
+            continue;
+        if (cases[i].text)
+            cr_expect(cJSON_IsString(item) && !strcmp(item->valuestring, cases[i].text),
+                      "%s: expected \"%s\", got \"%s\"", cases[i].path, cases[i].text,
+                      cJSON_IsString(item) ? item->valuestring : type_of(item));
+        else
+            cr_expect(cJSON_IsNumber(item) && item->valuedouble == cases[i].number,
+                      "%s: expected %.9f, got %s %.9f", cases[i].path, cases[i].number,
+                      type_of(item), item->valuedouble);
+    }
+}
+
+Test(measurement, every_figure_is_at_its_place_and_in_its_unit)
+{
+    static const struct value_case cases[] = {
+        {"schema", 1},
+        {"result", .text = "completed"},
+        {"session", .text = "00112233445566778899aabbccddeeff"},
+        {"guest.name", .text = "g1"},
+        {"guest.kind", .text = "lab"},
+        {"guest.accel", .text = "kvm"},
+        {"guest.memory_bytes", 536870912},
+        {"guest.vcpus", 2},
+        {"guest.tracker", .text = "dirty-log"},
+        {"transport", .text = "tcp"},
+        {"destination", .text = "tcp://[::1]:4711"},
+        {"filter", .text = "rate=100M"},
+        {"lanes", 4},
+        {"total_ms", 1234.567891},
+        {"setup_ms", 45.678912},
+        {"downtime_ms", 23.456789},
+        {"downtime.pause", 1.000001},
+        {"downtime.final_copy", 12.000002},
+        {"downtime.verify", 2.000003},
+        {"downtime.state_save", 0.300004},
+        {"downtime.state_transfer", 0.400005},
+        {"downtime.state_load", 5.000011},
+        {"downtime.resume", 0.600012},
+        {"downtime_clock", .text = "source"},
+        {"guest_gap_ms", 23.400001},
+        {"prediction.downtime_ms", 25.000006},
+        {"prediction.last_bytes", 12582912},
+        {"prediction.measured_last_bytes", 11534336},
+        {"prediction.switchover_retries", 1},
+        {"rounds.#0.pages", 100},
+        {"rounds.#19.pages", 119},
+        {"rounds.#19.zero_pages", 29},
+        {"rounds.#19.skipped_pages", 19},
+        {"rounds.#19.bytes", 446464},
+        {"rounds.#19.wire_bytes", 450560},
+        {"rounds.#19.start_ms", 19000.000001},
+        {"rounds.#19.ms", 1.000019},
+        {"rounds.#18.dirty_pages_after", 119},
+        {"rounds.#18.predicted_downtime_ms", 30.000018},
+        {"rounds.#19.throttle_percent", 19},
+        {"pages.raw", 100001},
+        {"pages.zero", 2002},
+        {"pages.hole", 30003},
+        {"present_bytes", 400000004},
+        {"guest_bytes", 500000005},
+        {"wire_bytes", 510000006},
+        {"state_bytes", 9009},
+        {"goodput_bytes_per_s", 800000008},
+        {"source_cpu_s", 1.500000007},
+        {"destination_cpu_s", 0.700000010},
+        {"destination_resident_growth_bytes", 410000013},
+        {"verified_chunks", 382},
+        {"limits.downtime_ms", 300},
+        {"limits.max_time_ms", 10000},
+        {"limits.on_timeout", .text = "force"},
+        {"limits.throttle_max_percent", 80},
+        {"limits.max_bandwidth_bytes_per_s", 104857600},
+        {"host.source.hostname", .text = "here"},
+        {"host.destination.hostname", .text = "there"},
+        {"host.source.kernel", .text = "Linux 6.12.1 x86_64"},
+        {"host.source.cpu", .text = "A CPU (R) @ 3 GHz"},
+        {"host.source.interface", .text = "eth0"},
+        {"host.source.link_mbit_per_s", 100000},
+        {"host.source.mtu_bytes", 9000},
+        {"host.source.wander", .text = "0.1.0"},
+    };
+    static const char *const true_keys[] = {"prediction.forced", "rounds.#19.paused", "verified"};
+    struct measurement m = full_measurement();
+    cJSON *document = document_of(&m, 23400001);
+
+    check_values(document, cases, sizeof(cases) / sizeof(cases[0]));
+    for (size_t i = 0; i < sizeof(true_keys) / sizeof(true_keys[0]); i++)
+        cr_expect(cJSON_IsTrue(item_at(document, true_keys[i])), "%s is not true", true_keys[i]);
+    cr_expect(cJSON_IsFalse(item_at(document, "rounds.#18.paused")));
+    cr_expect_eq(cJSON_GetArraySize(item_at(document, "rounds")), 20);
+    cJSON_Delete(document);
+    measurement_free(&m);
+}
+
+Test(measurement, what_the_source_measured_itself_comes_first)
+{
+    static const struct value_case cases[] = {{"downtime.state_load", 7}, {"downtime.resume", 8}};
+    struct measurement m = full_measurement();
+    cJSON *document;
+
+    m.downtime.state_load = 7 * NS_PER_MS;
+    m.downtime.resume = 8 * NS_PER_MS;
+    document = document_of(&m, 0);
+    check_values(document, cases, 2);
+    cJSON_Delete(document);
+    measurement_free(&m);
+}
+
+static void expect_null(const cJSON *document, const char *path)
+{
+    const cJSON *item = item_at(document, path);
+
+    cr_expect(item && cJSON_IsNull(item), "%s: expected null, got %s", path,
+              item ? type_of(item) : "nothing");
+}
+
+Test(measurement, a_lost_report_is_null)
+{
+    static const char *const nulls[] = {"destination_cpu_s", "destination_resident_growth_bytes",
+                                        "host.destination", "downtime.state_load",
+                                        "downtime.resume"};
+    struct measurement m = full_measurement();
+    cJSON *document;
+
+    m.destination_half.known = false; /* and yet full of figures: they must not show */
+    document = document_of(&m, 0);
+    for (size_t i = 0; i < sizeof(nulls) / sizeof(nulls[0]); i++)
+        expect_null(document, nulls[i]);
+    expect_null(document, "guest_gap_ms");
+    cJSON_Delete(document);
+    measurement_free(&m);
+}
+
+Test(measurement, what_did_not_happen_is_null)
+{
+    static const char *const nulls[] = {"session",
+                                        "guest.kind",
+                                        "setup_ms",
+                                        "downtime_ms",
+                                        "downtime.pause",
+                                        "downtime.verify",
+                                        "prediction",
+                                        "state_bytes",
+                                        "goodput_bytes_per_s",
+                                        "limits.max_time_ms",
+                                        "limits.max_bandwidth_bytes_per_s",
+                                        "filter",
+                                        "host.source.link_mbit_per_s",
+                                        "host.source.mtu_bytes"};
+    struct measurement m = {.result = "cancelled", .source_host.link_mbit = -1};
+    cJSON *document = document_of(&m, 0);
+
+    for (size_t i = 0; i < sizeof(nulls) / sizeof(nulls[0]); i++)
+        expect_null(document, nulls[i]);
+    cJSON_Delete(document);
+}
+
+Test(measurement, integers_are_printed_to_the_last_digit)
+{
+    struct measurement m = {.result = "completed",
+                            .memory_bytes = UINT64_MAX,
+                            .wire_bytes = (1ull << 53) + 1,
+                            .total_ns = UINT64_MAX,
+                            .source_cpu_ns = UINT64_MAX - 1};
+    static const char *const wants[] = {"18446744073709551615", "9007199254740993",
+                                        "18446744073709.551615", "18446744073.709551614"};
+    char *text = measurement_to_json(&m, 0);
+
+    for (size_t i = 0; i < sizeof(wants) / sizeof(wants[0]); i++)
+        cr_expect(strstr(text, wants[i]), "%s is not in %s", wants[i], text);
+    free(text);
+}
+
+Test(measurement, text_is_escaped_and_always_utf8)
+{
+    static const struct {
+        const char *text, *want;
+    } cases[] = {
+        {"plain", "plain"},
+        {"quote \" backslash \\ newline \n", "quote \" backslash \\ newline \n"},
+        {"\x01\x1b[31m", "\x01\x1b[31m"},
+        {"gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x98\x80",
+         "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x98\x80"},
+        {"latin1 \xfc.", "latin1 ?."},
+        {"cut \xe2\x82", "cut ??"},
+        {"overlong \xc0\x80", "overlong ??"},
+        {"surrogate \xed\xa0\x80", "surrogate ???"},
+        {"beyond \xf4\x90\x80\x80", "beyond ????"},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct measurement m = {.result = "failed"};
+        cJSON *document;
+
+        strcpy(m.error, cases[i].text);
+        document = document_of(&m, 0);
+        cr_expect_str_eq(cJSON_GetStringValue(item_at(document, "error")), cases[i].want,
+                         "case %zu", i);
+        cJSON_Delete(document);
+    }
+}
+
+Test(measurement, rounds_grow_and_start_from_zero)
+{
+    struct measurement m = {0};
+
+    for (unsigned i = 0; i < 1000; i++) {
+        struct round_measurement *round = measurement_add_round(&m);
+
+        cr_assert(round && !round->pages && !round->paused, "round %u is not empty", i);
+        round->pages = i;
+        round->paused = true;
+    }
+    cr_assert_eq(m.round_count, (size_t)1000);
+    for (unsigned i = 0; i < 1000; i++)
+        cr_assert_eq(m.rounds[i].pages, i, "round %u became %llu", i,
+                     (unsigned long long)m.rounds[i].pages);
+    measurement_free(&m);
+    cr_assert(!m.rounds && !m.round_count);
+    measurement_free(&m);
+}
+
+Test(measurement, the_table_shows_every_round_and_every_part)
+{
+    static const char *const wants[] = {
+        "lab guest \"g1\" (kvm, dirty-log, 2 vCPUs, 512.0 MiB) to tcp://[::1]:4711, 4 lanes, "
+        "filter rate=100M\n",
+        "result        completed\n",
+        "dirty after",
+        "\n     0         100        0.4        1.0     351.6         101          30.0        "
+        "0%\n",
+        "\n    18         118",
+        "\npaused         119",
+        "total time      1234.568 ms\n",
+        "set-up            45.679 ms\n",
+        "downtime          23.457 ms (limit 300.0, predicted 25.0, forced)\n",
+        "  pause            1.000 ms  #\n",
+        "  final copy      12.000 ms  ###############\n",
+        "  verify           2.000 ms  ###\n",
+        "  state save       0.300 ms  \n",
+        "  state transfer   0.400 ms  #\n",
+        "  state load       5.000 ms  ######\n",
+        "  resume           0.600 ms  #\n",
+        "guest gap         23.400 ms (measured by the guest)\n",
+        "100001 raw, 2002 zero, 30003 never touched\n",
+        "486.4 MiB for 476.8 MiB of guest memory (+2.00 %)\n",
+        "goodput       762.9 MiB/s\n",
+        "1.500 s at the source, 0.700 s at the destination, 4.724 s per GiB\n",
+        "1 pauses undone",
+        "382 chunks equal",
+    };
+    struct measurement m = full_measurement();
+    char *text = measurement_to_table(&m, 23400000);
+
+    for (size_t i = 0; i < sizeof(wants) / sizeof(wants[0]); i++)
+        cr_expect(strstr(text, wants[i]), "\"%s\" is not in\n%s", wants[i], text);
+    free(text);
+    measurement_free(&m);
+}
+
+Test(measurement, the_table_of_a_failure_says_so_and_claims_no_downtime)
+{
+    struct measurement m = {
+        .result = "failed", .error = "nobody listens", .destination = "tcp://a:1"};
+    char *text = measurement_to_table(&m, 0);
+
+    cr_expect(strstr(text, "result        failed: nobody listens\n"), "%s", text);
+    cr_expect(strstr(text, "not known at the destination"), "%s", text);
+    cr_expect_not(strstr(text, "downtime"), "%s", text);
+    cr_expect_not(strstr(text, "guest gap"), "%s", text);
+    cr_expect_not(strstr(text, "nan"), "%s", text);
+    free(text);
+}
+
+/* The destination's half. */
+
+static struct destination_measurement known_half(void)
+{
+    struct destination_measurement d = {.known = true,
+                                        .cpu_ns = (1ull << 53) - 1,
+                                        .state_load_ns = 2,
+                                        .resume_ns = 3,
+                                        .resident_growth_bytes = 4};
+
+    fill_host(&d.host, "there");
+    return d;
+}
+
+static void expect_same_half(const struct destination_measurement *want,
+                             const struct destination_measurement *got)
+{
+    cr_expect(got->known);
+    cr_expect_eq(got->cpu_ns, want->cpu_ns, "expected %" PRIu64 ", got %" PRIu64, want->cpu_ns,
+                 got->cpu_ns);
+    cr_expect_eq(got->state_load_ns, want->state_load_ns);
+    cr_expect_eq(got->resume_ns, want->resume_ns);
+    cr_expect_eq(got->resident_growth_bytes, want->resident_growth_bytes);
+    cr_expect_str_eq(got->host.hostname, want->host.hostname);
+    cr_expect_str_eq(got->host.kernel, want->host.kernel);
+    cr_expect_str_eq(got->host.cpu, want->host.cpu);
+    cr_expect_str_eq(got->host.interface, want->host.interface);
+    cr_expect_str_eq(got->host.version, want->host.version);
+    cr_expect_eq(got->host.link_mbit, want->host.link_mbit, "expected %" PRId64 ", got %" PRId64,
+                 want->host.link_mbit, got->host.link_mbit);
+    cr_expect_eq(got->host.mtu, want->host.mtu, "expected %d, got %d", want->host.mtu,
+                 got->host.mtu);
+}
+
+Test(measurement, the_destinations_half_comes_back)
+{
+    struct destination_measurement halves[] = {known_half(), known_half(), {.known = true}};
+    struct error err = {0};
+
+    halves[1].host.link_mbit = -1;
+    halves[1].host.mtu = 0;
+    for (size_t i = 0; i < sizeof(halves) / sizeof(halves[0]); i++) {
+        struct destination_measurement got = {0};
+        char *text = destination_measurement_encode(&halves[i]);
+
+        cr_assert_eq(destination_measurement_decode(text, strlen(text), &got, &err), 0, "%s: %s",
+                     err.text, text);
+        expect_same_half(&halves[i], &got);
+        free(text);
+    }
+}
+
+static void expect_refused(const char *text, size_t size, const char *want)
+{
+    struct destination_measurement got, before;
+    struct error err = {0};
+    int result;
+
+    memset(&got, 0x5a, sizeof(got));
+    before = got;
+    result = destination_measurement_decode(text, size, &got, &err);
+    cr_expect_eq(result, -EPROTO, "%.*s: expected -EPROTO, got %d", (int)size, text, result);
+    cr_expect(strstr(err.text, want), "%.*s: expected \"%s\" in \"%s\"", (int)size, text, want,
+              err.text);
+    cr_expect_not(memcmp(&got, &before, sizeof(got)), "%.*s: wrote a result", (int)size, text);
+}
+
+/* A valid half in which one piece of text is put in another's place. */
+Test(measurement, a_hostile_half_is_refused)
+{
+    static const struct {
+        const char *old, *new, *want;
+    } cases[] = {
+        {"\"resume_ns\":3", "\"resume_ns\":-3", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_ns\":3.5", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_ns\":1e999", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_ns\":-1e999", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_ns\":NaN", "no JSON"},
+        {"\"resume_ns\":3", "\"resume_ns\":18446744073709551615", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_ns\":9007199254740994", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_ns\":\"3\"", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_ns\":true", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_ns\":null", "resume_ns is null"},
+        {"\"resume_ns\":3", "\"resume_ns\":[3]", "resume_ns is no whole number"},
+        {"\"resume_ns\":3", "\"resume_NS\":3", "resume_ns is missing"},
+        {"\"host\":{", "\"hose\":{", "host is no object"},
+        {"\"mtu_bytes\":9000", "\"mtu_bytes\":4294967296", "mtu_bytes is no whole number"},
+        {"\"mtu_bytes\":9000", "\"mtu_bytes\":2147483648", "mtu_bytes is no whole number"},
+        {"\"link_mbit_per_s\":100000", "\"link_mbit_per_s\":-2", "link_mbit_per_s is no whole"},
+        {"\"there\"", "7", "hostname is no text"},
+        {"\"there\"", "{}", "hostname is no text"},
+        {"there", "the\\nre", "hostname is not printable"},
+        {"there", "the\\u0000re\"", "no JSON"},
+        {"there", "\\u001b[31m", "hostname is not printable"},
+        {"there", "gr\xc3\xbc\xc3\x9f", "hostname is not printable"},
+        {"there", "0123456789012345678901234567890123456789012345678901234567890123",
+         "hostname is no text"},
+        {"{\"cpu_ns\"", "[{\"cpu_ns\"", "no JSON object"},
+        {"{\"cpu_ns\"", "{{\"cpu_ns\"", "no JSON object"},
+        {"}}", "}} {}", "no JSON object"},
+    };
+    struct destination_measurement d = known_half();
+    char *valid = destination_measurement_encode(&d);
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *at = strstr(valid, cases[i].old);
+        char text[2048];
+
+        cr_assert(at, "%s is not in %s", cases[i].old, valid);
+        snprintf(text, sizeof(text), "%.*s%s%s", (int)(at - valid), valid, cases[i].new,
+                 at + strlen(cases[i].old));
+        expect_refused(text, strlen(text), cases[i].want);
+    }
+    free(valid);
+}
+
+Test(measurement, every_truncation_of_a_half_is_refused)
+{
+    struct destination_measurement d = known_half();
+    char *valid = destination_measurement_encode(&d);
+
+    for (size_t size = 0; size < strlen(valid); size++) {
+        char *cut = malloc(size ? size : 1); /* of just that size, for AddressSanitizer */
+
+        memcpy(cut, valid, size);
+        expect_refused(cut, size, "no JSON object");
+        free(cut);
+    }
+    free(valid);
+}
+
+Test(measurement, a_half_of_any_size_and_depth_is_refused)
+{
+    enum { SIZE = 1 << 20 };
+    char *text = malloc(SIZE);
+
+    memset(text, '[', SIZE);
+    expect_refused(text, 8192, "no JSON object");
+    memset(text, ' ', SIZE);
+    expect_refused(text, SIZE, "at most 8192");
+    free(text);
+}
+
+Test(measurement, survives_random_changes_to_a_half)
+{
+    struct destination_measurement d = known_half();
+    char *valid = destination_measurement_encode(&d);
+    size_t size = strlen(valid);
+
+    for (unsigned seed = 0; seed < 20000; seed++) {
+        struct destination_measurement got = {0};
+        struct error err = {0};
+        char *text = malloc(size);
+
+        srand48(seed);
+        memcpy(text, valid, size);
+        for (long i = lrand48() % 4; i >= 0; i--)
+            text[(size_t)lrand48() % size] = (char)lrand48();
+        int result = destination_measurement_decode(text, size, &got, &err);
+        cr_assert((result == 0 && got.known) || (result == -EPROTO && err.text[0]),
+                  "seed %u: %d, \"%s\"", seed, result, err.text);
+        cr_assert_lt(strlen(got.host.hostname), sizeof(got.host.hostname));
+        free(text);
+    }
+    free(valid);
+}
+
+Test(measurement, facts_of_this_host_are_there_and_fit_to_travel)
+{
+    struct destination_measurement d = {.known = true}, got;
+    struct error err = {0};
+    char *text;
+
+    host_facts_read(-1, &d.host);
+    cr_expect(!strncmp(d.host.kernel, "Linux ", 6), "kernel \"%s\"", d.host.kernel);
+    cr_expect(d.host.hostname[0] && d.host.version[0]);
+    cr_expect_str_eq(d.host.version, WANDER_VERSION);
+    cr_expect_eq(d.host.link_mbit, -1);
+    cr_expect_eq(d.host.mtu, 0);
+    text = destination_measurement_encode(&d);
+    cr_assert_eq(destination_measurement_decode(text, strlen(text), &got, &err), 0, "%s: %s",
+                 err.text, text);
+    expect_same_half(&d, &got);
+    free(text);
+}
+
+Test(measurement, resident_bytes_grow_with_touched_memory)
+{
+    enum { SIZE = 64 << 20 };
+    uint64_t before = process_resident_bytes(), after;
+    char *memory = malloc(SIZE);
+
+    for (size_t i = 0; i < SIZE; i += 4096)
+        ((volatile char *)memory)[i] = 1;
+    after = process_resident_bytes();
+    cr_expect_gt(before, 0u);
+    cr_expect_geq(after, before + SIZE / 10 * 9, "64 MiB touched, from %" PRIu64 " to %" PRIu64,
+                  before, after);
+    free(memory);
+}
