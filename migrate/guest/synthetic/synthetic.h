@@ -1,5 +1,6 @@
-/* The synthetic guest: the lab guest's workload as threads of this process, tracked with userfaultfd write-protection
- * (WP_ASYNC) and PAGEMAP_SCAN, Linux 6.7 and newer. For machines with no usable /dev/kvm, and for tests. */
+/* The synthetic guest: the lab guest's workload as threads of this process, tracked with
+ * userfaultfd write-protection (WP_ASYNC) and PAGEMAP_SCAN, Linux 6.7 and newer. For machines with
+ * no usable /dev/kvm, and for tests. */
 #ifndef MIGRATE_GUEST_SYNTHETIC_SYNTHETIC_H
 #define MIGRATE_GUEST_SYNTHETIC_SYNTHETIC_H
 
@@ -8,12 +9,14 @@
 
 struct synthetic_config {
     char name[GUEST_NAME_SIZE];
-    uint64_t memory_bytes; /* multiple of the page size; mapped without reservation: 1 TiB is fine */
+    uint64_t
+        memory_bytes; /* multiple of the page size; mapped without reservation: 1 TiB is fine */
     unsigned vcpus;
     struct workload workload;
 };
 
 int synthetic_probe(struct error *err);
-int synthetic_guest_new(const struct synthetic_config *config, struct guest **out, struct error *err);
+int synthetic_guest_new(const struct synthetic_config *config, struct guest **out,
+                        struct error *err);
 
 #endif
