@@ -14,6 +14,7 @@
 #include "tools/commands.h"
 #include "tools/control_client.h"
 #include "tools/progress.h"
+#include "tools/runtime.h"
 #include "transport/base/clock.h"
 
 enum {

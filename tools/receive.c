@@ -231,7 +231,7 @@ static int spawn(struct session *session, uv_os_fd_t socket)
         [SESSION_EVENTS] = {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE,
                             .data.stream = (uv_stream_t *)&session->events},
     };
-    uv_process_options_t options = {
+    uv_process_options_t how = {
         .exit_cb = on_exit_of,
         .file = "/proc/self/exe",
         .args = arguments,
@@ -247,7 +247,7 @@ static int spawn(struct session *session, uv_os_fd_t socket)
     if (session->listener->taken)
         add_argument(arguments, &count, "--full",
                      "this receiver took --once a guest already: start another wander receive");
-    return uv_spawn(&session->listener->loop, &session->process, &options);
+    return uv_spawn(&session->listener->loop, &session->process, &how);
 }
 
 static int start_session(struct listener *l, uv_os_fd_t socket, const char *peer)
