@@ -34,6 +34,13 @@ struct reception {
     struct pollfd fds[2 + MAX_GUESTS];
 };
 
+static int set_blocking(int socket, bool blocking)
+{
+    int flags = fcntl(socket, F_GETFL);
+
+    return fcntl(socket, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK);
+}
+
 static int set_option(int socket, int level, int name, int value, const char *what, struct error *err)
 {
     if (setsockopt(socket, level, name, &value, sizeof value) < 0)
@@ -135,6 +142,8 @@ static int connect_lane(struct tcp_lane *lane, const struct address *peer, uint6
     result = set_options(socket, tcp->params.dead_after_ms, err);
     if (!result)
         result = introduce(tcp, socket, lane->index, deadline, err);
+    if (!result && set_blocking(socket, false) < 0)
+        result = error_set_errno(err, errno, "cannot make the socket non-blocking");
     if (result < 0) {
         close(socket);
         return latch_ended(&tcp->latch) ? result : error_prefix(err, "lane %u", lane->index);
@@ -193,7 +202,6 @@ static int guest_answer(int socket, enum answer answer)
 static void guest_judge(struct reception *r, unsigned index)
 {
     struct guest *guest = &r->guests[index];
-    int flags = fcntl(guest->socket, F_GETFL);
     struct error err = {0};
     uint16_t at = 0;
     enum answer answer = preface_decode(guest->preface, &r->expected, &at);
@@ -201,7 +209,7 @@ static void guest_judge(struct reception *r, unsigned index)
     if (answer == ANSWER_WELCOME && r->tcp->lanes[at].socket >= 0)
         answer = ANSWER_OCCUPIED;
     if (answer == ANSWER_WELCOME &&
-        (fcntl(guest->socket, F_SETFL, flags & ~O_NONBLOCK) < 0 ||
+        (set_blocking(guest->socket, true) < 0 ||
          set_options(guest->socket, r->tcp->params.dead_after_ms, &err) < 0)) {
         guest_turn_away(r, index, err.text);
         return;

@@ -9,6 +9,9 @@
 
 #include "transport/base/clock.h"
 #include "transport/tcp/lane.h"
+#include "transport/tcp/page_pipe.h"
+
+enum { BY_REFERENCE_MIN = 16 << 10 };
 
 struct tcp_sender {
     struct tcp_lane *lane;
@@ -18,6 +21,9 @@ struct tcp_sender {
     unsigned first, count, entries;
     struct iovec pieces[1 + FRAME_MAX_RUNS];
     uint8_t head[FRAME_HEADER_SIZE + FRAME_MAX_RUNS * FRAME_RUN_SIZE];
+    enum frame_type type;
+    uint32_t bytes;
+    struct page_pipe pages; /* holds what has left `pieces` and is not in the socket */
     /* The acknowledgement being read. */
     size_t heard;
     uint8_t acknowledgement[FRAME_HEADER_SIZE];
@@ -105,8 +111,15 @@ static void build_frame(struct tcp_sender *s, unsigned pending)
     } else {
         add_entries(&b, entry->kind, pending);
     }
+    s->type = b.header.type;
+    s->bytes = b.header.bytes;
     frame_header_encode(&b.header, s->head);
     s->pieces[0] = (struct iovec){s->head, FRAME_HEADER_SIZE + b.header.count * FRAME_RUN_SIZE};
+}
+
+static bool frame_under_way(const struct tcp_sender *s)
+{
+    return s->count || s->pages.held;
 }
 
 static void advance(struct tcp_sender *s, size_t bytes)
@@ -129,22 +142,61 @@ static int closed_by_peer(const struct tcp_sender *s, struct error *err)
     return error_set(err, ECONNRESET, "lane %u closed by peer", s->lane->index);
 }
 
+/* Small frames are copied: taking references costs more than so few bytes. */
+static bool by_reference(const struct tcp_sender *s)
+{
+    return s->pages.in >= 0 && s->type == FRAME_PLACE && s->bytes >= BY_REFERENCE_MIN;
+}
+
+static ssize_t send_copy(struct tcp_sender *s)
+{
+    bool head_only = s->first == 0 && by_reference(s);
+    struct msghdr message = {
+        .msg_iov = &s->pieces[s->first],
+        .msg_iovlen = head_only ? 1 : s->count,
+    };
+    ssize_t n = sendmsg(s->lane->socket, &message,
+                        MSG_DONTWAIT | MSG_NOSIGNAL | (head_only ? MSG_MORE : 0));
+
+    if (n < 0)
+        return -errno;
+    advance(s, (size_t)n);
+    return n;
+}
+
+static ssize_t send_references(struct tcp_sender *s)
+{
+    if (!s->pages.held) {
+        ssize_t n = page_pipe_fill(&s->pages, &s->pieces[s->first], s->count);
+
+        s->lane->system_calls++;
+        if (n < 0)
+            return n;
+        advance(s, (size_t)n);
+    }
+    return page_pipe_drain(&s->pages, s->lane->socket, s->count != 0);
+}
+
+static int send_failed(const struct tcp_sender *s, int code, struct error *err)
+{
+    if (code == EAGAIN || code == EINTR)
+        return 0;
+    if (code == EPIPE || code == ECONNRESET)
+        return closed_by_peer(s, err);
+    return error_set_errno(err, code, "lane %u: cannot send", s->lane->index);
+}
+
 /* Sends what the socket takes. 1: something went, 0: it takes nothing now. */
 static int send_some(struct tcp_sender *s, struct error *err)
 {
-    struct msghdr message = {.msg_iov = &s->pieces[s->first], .msg_iovlen = s->count};
-    ssize_t n = sendmsg(s->lane->socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    bool payload = s->pages.held || s->first > 0;
+    ssize_t n = payload && by_reference(s) ? send_references(s) : send_copy(s);
 
     s->lane->system_calls++;
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return 0;
-    if (n < 0 && (errno == EPIPE || errno == ECONNRESET))
-        return closed_by_peer(s, err);
     if (n < 0)
-        return error_set_errno(err, errno, "lane %u: cannot send", s->lane->index);
+        return send_failed(s, (int)-n, err);
     s->lane->wire_bytes += (uint64_t)n;
-    advance(s, (size_t)n);
-    if (s->count)
+    if (frame_under_way(s))
         return 1;
     s->lane->frames++;
     outbox_sent(&s->tcp->outbox, s->queue, s->entries);
@@ -207,7 +259,7 @@ static int check_alive(struct tcp_sender *s, struct error *err)
 /* Waits until the socket takes bytes (a frame is under way), or for work, or for the peer. */
 static int wait(struct tcp_sender *s, struct error *err)
 {
-    bool blocked = s->count != 0, waits = blocked || outbox_awaits(s->queue);
+    bool blocked = frame_under_way(s), waits = blocked || outbox_awaits(s->queue);
     struct pollfd fds[] = {
         {.fd = s->lane->socket, .events = POLLIN | (blocked ? POLLOUT : 0)},
         {.fd = blocked ? -1 : s->queue->wake_fd, .events = POLLIN},
@@ -229,12 +281,13 @@ static int wait(struct tcp_sender *s, struct error *err)
 
 static int sender_step(struct tcp_sender *s, struct error *err)
 {
-    unsigned pending = s->count ? 0 : outbox_pending(s->queue);
+    bool idle = !frame_under_way(s);
+    unsigned pending = outbox_pending(s->queue);
     int result;
 
-    if (!s->count && !pending)
+    if (idle && !pending)
         return wait(s, err);
-    if (!s->count)
+    if (idle)
         build_frame(s, pending);
     result = send_some(s, err);
     if (result < 0)
@@ -257,11 +310,14 @@ void *tcp_sender_main(void *context)
         s->tcp = lane->tcp;
         s->queue = &lane->tcp->outbox.lanes[lane->index];
         s->moved_at = clock_now();
+        page_pipe_open(&s->pages);
     }
     while (!err.code && !latch_ended(&lane->tcp->latch))
         sender_step(s, &err);
     if (err.code)
         tcp_fail(lane->tcp, &err);
+    if (s)
+        page_pipe_close(&s->pages);
     free(s);
     return NULL;
 }

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -33,12 +34,24 @@ void tcp_fail(struct tcp *tcp, const struct error *cause)
         tcp_wake_all(tcp);
 }
 
+/* Signals are for the program's own threads; splice(2) to a closed socket raises one that nobody needs. */
+static int start_thread(struct tcp_lane *lane, void *(*main)(void *))
+{
+    sigset_t all, before;
+    int result;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    result = pthread_create(&lane->thread, NULL, main, lane);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return result;
+}
+
 static int tcp_start(struct tcp *tcp, enum tcp_role role, struct error *err)
 {
     for (; tcp->running < tcp->params.lanes; tcp->running++) {
         struct tcp_lane *lane = &tcp->lanes[tcp->running];
-        int result = pthread_create(&lane->thread, NULL,
-                                    role == TCP_SOURCE ? tcp_sender_main : tcp_receiver_main, lane);
+        int result = start_thread(lane, role == TCP_SOURCE ? tcp_sender_main : tcp_receiver_main);
 
         if (result) {
             error_set_errno(err, result, "cannot start a thread for lane %u", lane->index);
@@ -53,7 +66,7 @@ static int tcp_start(struct tcp *tcp, enum tcp_role role, struct error *err)
 static unsigned tcp_capabilities(const struct transport *t)
 {
     (void)t;
-    return 0;
+    return TRANSPORT_HOLDS_SOURCE;
 }
 
 static int tcp_listen(struct transport *t, const struct address *at, uint16_t *port, struct error *err)
