@@ -273,6 +273,17 @@ int control_request_parse(const char *line, size_t size, struct control_request 
     return rc < 0 ? -EINVAL : 0;
 }
 
+/* cJSON prints 15 digits of a number; ours may have 16. */
+static cJSON *number_to_json(const struct member *member, const void *field)
+{
+    unsigned long long value =
+        member->size == sizeof(uint64_t) ? *(const uint64_t *)field : *(const unsigned *)field;
+    char text[24];
+
+    snprintf(text, sizeof(text), "%llu", value);
+    return cJSON_CreateRaw(text);
+}
+
 static cJSON *member_to_json(const struct member *member, const struct control_request *request)
 {
     const void *field = (const char *)request + member->offset;
@@ -282,9 +293,7 @@ static cJSON *member_to_json(const struct member *member, const struct control_r
     case MEMBER_URI:
         return cJSON_CreateString(address_format(field, uri, sizeof(uri)));
     case MEMBER_NUMBER:
-        return cJSON_CreateNumber(member->size == sizeof(uint64_t)
-                                      ? (double)*(const uint64_t *)field
-                                      : (double)*(const unsigned *)field);
+        return number_to_json(member, field);
     case MEMBER_BOOLEAN:
         return cJSON_CreateBool(*(const bool *)field);
     case MEMBER_CHOICE:
