@@ -9,7 +9,6 @@
 
 #include "migrate/guest/lab/abi.h"
 #include "migrate/guest/lab/vm_state.h"
-#include "transport/base/log.h"
 
 enum { HUGE_PAGE_SIZE = 2 << 20 };
 
@@ -143,48 +142,53 @@ static bool is_running(struct lab *lab)
     return running;
 }
 
-static int replace_machine(struct lab *lab, enum machine_tracking tracking, struct error *err)
+/* Carries the paused guest's state over; `next` has never run. */
+static int carry_over(struct lab *lab, struct machine *next, struct error *err)
 {
     struct vm_state *state = vm_state_new(lab->vcpus);
-    struct machine *next = NULL, *old = lab->machine;
     int ret;
 
     if (!state)
         return error_set(err, ENOMEM, "out of memory for the guest's state");
-    ret = make_machine(lab, tracking, &next, err);
-    if (ret == 0)
-        ret = vm_state_read(old, &lab->cpu, state, err);
+    ret = vm_state_read(lab->machine, &lab->cpu, state, err);
     if (ret == 0)
         ret = vm_state_write(next, &lab->cpu, state, 0, err);
     vm_state_free(state);
-    if (ret < 0) {
-        machine_free(next);
+    return ret;
+}
+
+/* Swaps the machine under the paused guest; *spare becomes the one that is not used (any more). */
+static int swap_machine(struct lab *lab, struct machine **spare, struct error *err)
+{
+    struct machine *old = lab->machine;
+    int ret = carry_over(lab, *spare, err);
+
+    if (ret < 0)
         return ret;
-    }
     pthread_mutex_lock(&lab->lock);
-    lab->machine = next;
+    lab->machine = *spare;
     pthread_mutex_unlock(&lab->lock);
-    machine_free(old);
+    *spare = old;
     return 0;
 }
 
+/* Machines are made and freed while the guest runs: it rests only while its state is carried over. */
 int lab_change_tracking(struct lab *lab, enum machine_tracking tracking, struct error *err)
 {
     bool was_running = is_running(lab);
+    struct machine *spare;
     int ret;
 
     if (lab->machine->tracking == tracking)
         return 0;
+    if ((ret = make_machine(lab, tracking, &spare, err)) < 0)
+        goto prefix_error;
     ret = lab_pause(lab, err);
-    if (ret < 0)
-        return ret;
-    ret = replace_machine(lab, tracking, err);
-    if (ret < 0)
-        error_prefix(err, "changing the tracker of guest %s", lab->name);
-    else
-        log_line(LOG_INFO, "guest %s: goes on in a new KVM machine for its %s", lab->name,
-                 tracking == MACHINE_DIRTY_RING ? "dirty ring" : "dirty log");
+    if (ret == 0)
+        ret = swap_machine(lab, &spare, err);
     if (was_running && lab_resume(lab, err) < 0 && ret == 0)
         ret = -EIO;
-    return ret;
+    machine_free(spare);
+prefix_error:
+    return ret < 0 ? error_prefix(err, "changing the tracker of guest %s", lab->name) : 0;
 }
