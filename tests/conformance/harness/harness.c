@@ -8,13 +8,14 @@
 #include "transport/loop/loop.h"
 
 /* Every transport: its scheme and where its destination listens. Without a scheme the two ends come
- * as a pair. */
+ * as a pair. A stream listens on a TCP port, which anybody may connect to. */
 static const struct {
     const char *name, *scheme, *host;
+    bool stream;
 } transports[] = {
-    {"loop", NULL, "127.0.0.1"},
-    {"tcp/ipv4", "tcp", "127.0.0.1"},
-    {"tcp/ipv6", "tcp", "::1"},
+    {"loop", NULL, "127.0.0.1", false},
+    {"tcp/ipv4", "tcp", "127.0.0.1", true},
+    {"tcp/ipv6", "tcp", "::1", true},
 };
 
 /* What each is wrapped in, both its ends. The rate's bucket is a few MiB: tests that move more are
@@ -29,25 +30,45 @@ enum {
     SETUPS = TRANSPORTS * FILTERS,
 };
 
-static struct criterion_test_params setups_where(bool separable_only)
+static bool is_any(unsigned transport)
+{
+    return transport < TRANSPORTS;
+}
+
+static bool is_separable(unsigned transport)
+{
+    return transports[transport].scheme != NULL;
+}
+
+static bool is_stream(unsigned transport)
+{
+    return transports[transport].stream;
+}
+
+static struct criterion_test_params setups_where(bool (*wanted)(unsigned transport))
 {
     static unsigned indices[SETUPS];
     size_t count = 0;
 
     for (unsigned i = 0; i < SETUPS; i++)
-        if (!separable_only || transports[i / FILTERS].scheme)
+        if (wanted(i / FILTERS))
             indices[count++] = i;
     return cr_make_param_array(unsigned, indices, count);
 }
 
 struct criterion_test_params setups_all(void)
 {
-    return setups_where(false);
+    return setups_where(is_any);
 }
 
 struct criterion_test_params setups_separable(void)
 {
-    return setups_where(true);
+    return setups_where(is_separable);
+}
+
+struct criterion_test_params setups_stream(void)
+{
+    return setups_where(is_stream);
 }
 
 struct transport_params params_default(unsigned lanes)
@@ -124,17 +145,22 @@ void ends_listen(struct ends *e)
     require(e, e->at.port != 0, "listen told no port");
 }
 
+void ends_meet(struct ends *e, struct call *accepting)
+{
+    int result = transport_connect(e->source, &e->at, PATIENCE_MS, &e->err);
+
+    call_join(accepting);
+    require(e, result == 0, "connect: %s", e->err.text);
+    require(e, accepting->result == 0, "accept: %s", accepting->err.text);
+}
+
 void ends_connect(struct ends *e)
 {
     struct call accepting;
-    int result;
 
     ends_listen(e);
     call_start(&accepting, call_accept, e->destination, &e->at);
-    result = transport_connect(e->source, &e->at, PATIENCE_MS, &e->err);
-    call_join(&accepting);
-    require(e, result == 0, "connect: %s", e->err.text);
-    require(e, accepting.result == 0, "accept: %s", accepting.err.text);
+    ends_meet(e, &accepting);
 }
 
 void ends_connected(struct ends *e, unsigned setup, unsigned lanes)

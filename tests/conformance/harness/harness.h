@@ -33,6 +33,7 @@ enum {
 
 #define CONFORMS(suite, test)              CONFORMS_WHERE(suite, test, setups_all)
 #define CONFORMS_SEPARABLE(suite, test)    CONFORMS_WHERE(suite, test, setups_separable)
+#define CONFORMS_STREAM(suite, test)       CONFORMS_WHERE(suite, test, setups_stream)
 #define CONFORMS_WHERE(suite, test, where)                                                         \
     ParameterizedTestParameters(suite, test)                                                       \
     {                                                                                              \
@@ -51,6 +52,10 @@ enum {
 struct criterion_test_params setups_all(void);
 /* Only those whose ends can live in different processes and whose listener others can reach. */
 struct criterion_test_params setups_separable(void);
+/* Only those whose lanes are TCP connections. */
+struct criterion_test_params setups_stream(void);
+
+struct call;
 
 /* Both ends. Zero-initialisation is not needed: ends_make fills it. */
 struct ends {
@@ -75,6 +80,8 @@ struct transport *destination_make(struct ends *e, const struct transport_params
 void ends_listen(struct ends *e);
 /* Listens, accepts and connects. */
 void ends_connect(struct ends *e);
+/* The accepting half runs in a thread already; connects and joins it. */
+void ends_meet(struct ends *e, struct call *accepting);
 /* ends_make with default params, and ends_connect. */
 void ends_connected(struct ends *e, unsigned setup, unsigned lanes);
 void ends_close(struct ends *e);
