@@ -127,7 +127,7 @@ static int introduce(struct tcp *tcp, int socket, unsigned index, uint64_t deadl
     if (send(socket, bytes, sizeof bytes, MSG_NOSIGNAL) != (ssize_t)sizeof bytes)
         return error_set_errno(err, errno, "cannot introduce the lane");
     result = read_before(tcp, socket, answer, sizeof answer, deadline, err);
-    return result < 0 ? result : answer_decode(answer, err);
+    return result < 0 ? result : bind_answer_decode(answer, err);
 }
 
 static int connect_lane(struct tcp_lane *lane, const struct address *peer, uint64_t deadline,
@@ -195,7 +195,7 @@ static int guest_answer(int socket, enum answer answer)
 {
     uint8_t bytes[ANSWER_SIZE];
 
-    answer_encode(answer, bytes);
+    bind_answer_encode(answer, bytes);
     return send(socket, bytes, sizeof bytes, MSG_NOSIGNAL) == (ssize_t)sizeof bytes ? 0 : -errno;
 }
 

@@ -170,7 +170,7 @@ enum answer preface_decode(const uint8_t bytes[PREFACE_SIZE], const struct prefa
     return ANSWER_WELCOME;
 }
 
-void answer_encode(enum answer answer, uint8_t out[ANSWER_SIZE])
+void bind_answer_encode(enum answer answer, uint8_t out[ANSWER_SIZE])
 {
     struct wire_writer w = wire_writer(out, ANSWER_SIZE);
 
@@ -178,7 +178,7 @@ void answer_encode(enum answer answer, uint8_t out[ANSWER_SIZE])
     wire_put_u32(&w, (uint32_t)answer);
 }
 
-int answer_decode(const uint8_t bytes[ANSWER_SIZE], struct error *err)
+int bind_answer_decode(const uint8_t bytes[ANSWER_SIZE], struct error *err)
 {
     static const char *const reasons[ANSWER_COUNT] = {
         [ANSWER_FOREIGN] = "the peer speaks another version of the lane protocol",

@@ -78,8 +78,8 @@ void preface_encode(const struct preface *preface, uint8_t out[PREFACE_SIZE]);
  * expected->count, says which; else why not. The token is compared in constant time. */
 enum answer preface_decode(const uint8_t bytes[PREFACE_SIZE], const struct preface *expected, uint16_t *index);
 
-void answer_encode(enum answer answer, uint8_t out[ANSWER_SIZE]);
+void bind_answer_encode(enum answer answer, uint8_t out[ANSWER_SIZE]);
 /* 0 for ANSWER_WELCOME, -ECONNREFUSED with the reason for another, -EPROTO for what is no answer. */
-int answer_decode(const uint8_t bytes[ANSWER_SIZE], struct error *err);
+int bind_answer_decode(const uint8_t bytes[ANSWER_SIZE], struct error *err);
 
 #endif
