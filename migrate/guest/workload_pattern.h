@@ -33,12 +33,16 @@ static inline uint64_t workload_pattern_scale(uint64_t hash, uint64_t bound)
     return (uint64_t)((unsigned __int128)hash * bound >> 64);
 }
 
-/* Hot and cold: `hot_share` percent of the writes go to the share's part of the first tenth of the hot set. */
-static inline uint64_t workload_pattern_hotcold(uint64_t hot_pages, uint32_t hot_share, uint64_t hash,
-                                                unsigned vcpu, unsigned vcpus)
+/* How much of a share lies in the first tenth of the hot set. */
+static inline uint64_t workload_pattern_tenth(uint64_t hot_pages, unsigned vcpu, unsigned vcpus)
 {
-    uint64_t share = workload_pattern_share(hot_pages, vcpu, vcpus);
-    uint64_t hot = workload_pattern_share((hot_pages + 9) / 10, vcpu, vcpus);
+    return workload_pattern_share((hot_pages + 9) / 10, vcpu, vcpus);
+}
+
+/* A place within `share`; `hot_share` percent of the draws are among its first `hot` places. */
+static inline uint64_t workload_pattern_hotcold(uint64_t share, uint64_t hot, uint32_t hot_share,
+                                                uint64_t hash)
+{
     /* Odd, so the product's upper half is a fresh draw. */
     uint64_t place = hash * 0x94d049bb133111ebull;
 
@@ -75,7 +79,8 @@ static inline uint64_t workload_pattern_page(uint32_t pattern, uint64_t hot_page
         place = workload_pattern_scale(hash, share);
         break;
     case WORKLOAD_HOTCOLD:
-        place = workload_pattern_hotcold(hot_pages, hot_share, hash, vcpu, vcpus);
+        place = workload_pattern_hotcold(share, workload_pattern_tenth(hot_pages, vcpu, vcpus),
+                                         hot_share, hash);
         break;
     case WORKLOAD_WINDOW:
         window = workload_pattern_window(window_pages, share, vcpus);

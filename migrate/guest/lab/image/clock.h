@@ -8,6 +8,7 @@
 
 struct clock {
     const char *name; /* as the ready line says it */
+    unsigned naps;    /* how many rests vCPU 0 may take between two calls of gap */
 
     void (*init)(void);
     /* Nanoseconds; any vCPU. */
@@ -16,8 +17,8 @@ struct clock {
     void (*sleep)(uint64_t ns);
     /* How many times the guest has been moved. Any vCPU. */
     uint32_t (*moves)(void);
-    /* vCPU 0, after each look at the clock: `ns` is how long the look before was ago. Returns the pause that this
-     * look ended as far as it can be told from the clock. */
+    /* vCPU 0, at each look, before `moves`: the pause that this look has ended, if it has ended one, as far as the
+     * clock tells. `ns` is how long the look before is ago. */
     uint64_t (*gap)(uint64_t now, uint64_t ns);
 };
 

@@ -116,6 +116,7 @@ static uint64_t tsc_gap(uint64_t now, uint64_t ns)
 
 const struct clock clock_tsc = {
     .name = "tsc",
+    .naps = 1,
     .init = tsc_init,
     .now = tsc_now,
     .sleep = tsc_sleep,

@@ -104,21 +104,13 @@ void keeper_init(uint64_t now)
     keeper.console_at = now;
 }
 
-static void look_at_moves(uint64_t now, uint64_t ns)
+void keeper_look(uint64_t now, uint32_t moves, uint64_t gap)
 {
-    uint64_t gap = guest.clock->gap(now, ns);
-    uint32_t moves = guest.clock->moves();
-
-    if (moves == keeper.moves)
-        return;
-    keeper.moves = moves;
-    ask_for_check();
-    report_move(gap);
-}
-
-void keeper_look(uint64_t now, uint64_t ns)
-{
-    look_at_moves(now, ns);
+    if (moves != keeper.moves) {
+        keeper.moves = moves;
+        ask_for_check();
+        report_move(gap);
+    }
     if (now - keeper.console_at >= CONSOLE_NS) {
         keeper.console_at = now;
         keeper.check_asked |= console_received('c');

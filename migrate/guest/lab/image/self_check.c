@@ -50,5 +50,5 @@ bool check_step(struct vcpu *v)
     if (v->check_place < share)
         return true;
     __atomic_store_n(&v->check_done, request, __ATOMIC_SEQ_CST);
-    return false;
+    return true;
 }

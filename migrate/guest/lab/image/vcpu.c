@@ -4,11 +4,13 @@
 #include "layout.h"
 #include "migrate/guest/workload_pattern.h"
 
-#define PASS_NS           1000000ull /* a look at the clock at least this often while writing */
-#define REST_KEEPER_NS    2000000ull /* vCPU 0 measures gaps: by so much the measured one may exceed the real one */
-#define REST_NS           20000000ull
-#define UNCHECKED_MOVE_NS 100000ull
-enum { BATCH_MIN = 32, BATCH_START = 64, BATCH_MAX = 4096 };
+#define PASS_NS      1000000ull /* from look to look while writing */
+#define PACE_NS      2000000ull /* from pass to pass when a rate is to be held */
+#define NAP_NS       2500000ull /* by so much vCPU 0 may measure a gap too long */
+#define NAP_LATE_NS  1000000ull
+#define REST_NS      20000000ull
+#define NOT_ASKED_NS 100000ull
+enum { BATCH_MIN = 32, BATCH_START = 64, BATCH_MAX = 1 << 16 };
 
 struct vcpu vcpu_table[MAX_VCPUS];
 struct check_request check;
@@ -39,36 +41,66 @@ static void vcpu_init(struct vcpu *v, uint32_t number)
         schedule_init(&v->schedule, own_rate(v), v->looked);
 }
 
-/* Keeps a full batch between half a pass and a whole one. */
+/* Makes a full batch take about a pass. */
 static void adapt_batch(struct vcpu *v, uint64_t ns)
 {
-    if (ns > PASS_NS && v->batch > BATCH_MIN)
-        v->batch /= 2;
-    else if (ns < PASS_NS / 2 && v->batch < BATCH_MAX)
-        v->batch *= 2;
+    uint64_t fitting = v->batch * PASS_NS / (ns + 1);
+
+    if (fitting > v->batch * 2)
+        fitting = v->batch * 2;
+    if (fitting < BATCH_MIN)
+        fitting = BATCH_MIN;
+    v->batch = fitting < BATCH_MAX ? fitting : BATCH_MAX;
 }
 
 static uint64_t look(struct vcpu *v)
 {
-    uint64_t now = guest.clock->now(), ns = now - v->looked;
+    uint64_t now = guest.clock->now(), ns = now - v->looked, gap = 0;
 
     v->looked = now;
     if (v->wrote_batch)
         adapt_batch(v, ns);
     v->wrote_batch = false;
     if (v->number == 0)
-        keeper_look(now, ns);
+        gap = guest.clock->gap(now, ns);
+    v->moves = guest.clock->moves();
+    if (v->number == 0)
+        keeper_look(now, v->moves, gap);
     return now;
 }
 
-static void rest(const struct vcpu *v, uint64_t now)
+static void nap(const struct vcpu *v, uint64_t now, uint64_t most)
 {
-    uint64_t ns = v->rest_until - now, most = v->number == 0 ? REST_KEEPER_NS : REST_NS;
+    uint64_t ns = v->rest_until - now;
 
     guest.clock->sleep(ns < most ? ns : most);
 }
 
-static void write_due(struct vcpu *v, uint64_t now)
+/* vCPU 0 measures the gap that a move makes, from its newest look on. So it rests in short naps, and notes the time
+ * between them as long as there was no gap. */
+static void rest_keeper(struct vcpu *v, uint64_t now)
+{
+    for (unsigned naps = guest.clock->naps; naps; naps--) {
+        nap(v, now, NAP_NS);
+        if (naps == 1 || v->rest_until - now <= NAP_NS)
+            return;
+        now = guest.clock->now();
+        if (now - v->looked > NAP_NS + NAP_LATE_NS || now >= v->rest_until)
+            return;
+        v->looked = now;
+    }
+}
+
+static void rest(struct vcpu *v, uint64_t now)
+{
+    if (v->number == 0)
+        rest_keeper(v, now);
+    else
+        nap(v, now, REST_NS);
+}
+
+/* Returns how many pages it has written. */
+static uint64_t write_due(struct vcpu *v, uint64_t now)
 {
     uint64_t due = unlimited() ? v->batch : schedule_due(&v->schedule, v->counter, now), next;
 
@@ -77,25 +109,34 @@ static void write_due(struct vcpu *v, uint64_t now)
         v->wrote_batch = true;
     }
     write_pages(v, due, now);
-    if (unlimited())
-        return;
-    next = schedule_next(&v->schedule, v->counter);
-    v->rest_until = next > now + PASS_NS ? next : now + PASS_NS;
+    if (!unlimited()) {
+        next = schedule_next(&v->schedule, v->counter);
+        v->rest_until = next > now + PACE_NS ? next : now + PACE_NS;
+    }
+    return due;
 }
 
+/* A few pages take so little time that `now` still holds after them; after many the next pass looks again first. */
+static void work(struct vcpu *v, uint64_t now)
+{
+    if (now >= v->rest_until && write_due(v, now) > v->batch / 4)
+        return;
+    if (now < v->rest_until)
+        rest(v, now);
+}
+
+/* After a move nothing is written before vCPU 0 has asked for the check of it. */
 static void pass(struct vcpu *v)
 {
     uint64_t now = look(v);
-    uint32_t checked_moves = __atomic_load_n(&check.moves, __ATOMIC_SEQ_CST);
+    bool asked = v->moves == __atomic_load_n(&check.moves, __ATOMIC_SEQ_CST);
 
     if (check_step(v))
-        return;
-    if (guest.clock->moves() != checked_moves)
-        guest.clock->sleep(UNCHECKED_MOVE_NS);
-    else if (now < v->rest_until)
-        rest(v, now);
+        schedule_restart(&v->schedule, v->counter, now);
+    else if (asked)
+        work(v, now);
     else
-        write_due(v, now);
+        guest.clock->sleep(NOT_ASKED_NS);
 }
 
 _Noreturn void vcpu_main(uint32_t number)

@@ -27,6 +27,7 @@ struct check_request {
 /* The rate as a schedule: from `since` on, `written` and then one page after another at its time. */
 struct schedule {
     uint64_t since, written;
+    uint64_t passed;       /* when pages were last asked for */
     uint64_t pages_per_ns; /* 0.64 fixed point; 0: as fast as it can */
     uint64_t ns_per_page;  /* 32.32 fixed point */
 };
@@ -40,6 +41,7 @@ struct vcpu {
     uint64_t batch;      /* pages written between two looks at the clock at most */
     bool wrote_batch;    /* since the newest look */
     uint64_t looked;     /* clock, at the newest look */
+    uint32_t moves;      /* at the newest look */
     uint64_t rest_until; /* clock; UINT64_MAX: nothing to write, ever */
 
     uint32_t check_request; /* the check under way or done */
@@ -62,19 +64,21 @@ _Noreturn void vcpu_main(uint32_t number);
 /* writer.c: writes the next `count` pages of the pattern. */
 void write_pages(struct vcpu *v, uint64_t count, uint64_t now);
 
-/* self_check.c: true while this vCPU has pages to check (it must not write then); checks some of them. */
+/* self_check.c: checks some pages if a check is due; true if it was. A vCPU that checks does not write. */
 bool check_step(struct vcpu *v);
 
 /* pace.c: `rate` in pages per second. */
 void schedule_init(struct schedule *s, uint64_t rate, uint64_t now);
-/* How many pages to write now: at most 2 ms' worth. */
+/* From now on, with nothing to make up for. */
+void schedule_restart(struct schedule *s, uint64_t written, uint64_t now);
+/* How many pages to write now. */
 uint64_t schedule_due(struct schedule *s, uint64_t written, uint64_t now);
 /* When the next page is due. */
 uint64_t schedule_next(const struct schedule *s, uint64_t written);
 
-/* keeper.c, for vCPU 0: reports, moves, requests. `ns` is the time since the look before. */
+/* keeper.c, for vCPU 0: reports, moves, requests. `gap` is the pause before, if `moves` is new. */
 void keeper_init(uint64_t now);
-void keeper_look(uint64_t now, uint64_t ns);
+void keeper_look(uint64_t now, uint32_t moves, uint64_t gap);
 
 /* smp.c: starts processors until `count` run vcpu_main; panics when some do not. */
 void start_processors(uint32_t count);

@@ -61,49 +61,55 @@ static void write_neighbours(struct vcpu *v, uint64_t count, uint64_t elapsed_ms
     }
 }
 
-/* Inlined once for each pattern, so that what does not change from page to page is computed once. */
-static inline __attribute__((always_inline)) void write_drawn(struct vcpu *v, uint64_t count,
-                                                              uint32_t pattern)
+/* What the drawing of pages needs and does not change from page to page. */
+struct draw {
+    uint64_t seed, share, tenth;
+    uint32_t pattern, hot_share, number, vcpu_count;
+};
+
+static inline uint64_t draw_page(const struct draw *d, uint64_t counter)
 {
-    const struct parameters p = guest.parameters;
+    uint64_t hash = workload_pattern_hash(d->seed, counter), place;
+
+    if (d->pattern == WORKLOAD_RANDOM)
+        place = workload_pattern_scale(hash, d->share);
+    else
+        place = workload_pattern_hotcold(d->share, d->tenth, d->hot_share, hash);
+    return place * d->vcpu_count + d->number;
+}
+
+static void write_drawn(struct vcpu *v, uint64_t count)
+{
+    const struct parameters *p = &guest.parameters;
     const struct hot_set hot = guest.hot;
-    volatile uint32_t *table = sequence_table();
+    const struct draw d = {
+        .seed = p->seed + v->number,
+        .share = workload_pattern_share(p->hot, v->number, (uint32_t)p->vcpus),
+        .tenth = workload_pattern_tenth(p->hot, v->number, (uint32_t)p->vcpus),
+        .pattern = (uint32_t)p->pattern,
+        .hot_share = (uint32_t)p->hot_share,
+        .number = v->number,
+        .vcpu_count = (uint32_t)p->vcpus,
+    };
     uint64_t counter = v->counter;
     uint32_t sequence = v->sequence;
 
-    for (uint64_t end = counter + count; counter != end; counter++) {
-        uint64_t index = workload_pattern_page(pattern, p.hot, (uint32_t)p.hot_share, 0, p.seed,
-                                               counter, v->number, (uint32_t)p.vcpus, 0);
+    for (uint64_t end = counter + count; counter != end; counter++, sequence++) {
+        uint64_t index = draw_page(&d, counter);
 
         stamp_write(hot_set_page(&hot, index), (uint32_t)index, sequence);
-        table[index] = sequence++;
+        sequence_table()[index] = sequence;
     }
     v->sequence = sequence;
     v->counter = counter;
-}
-
-static void write_random(struct vcpu *v, uint64_t count)
-{
-    write_drawn(v, count, WORKLOAD_RANDOM);
-}
-
-static void write_hotcold(struct vcpu *v, uint64_t count)
-{
-    write_drawn(v, count, WORKLOAD_HOTCOLD);
 }
 
 void write_pages(struct vcpu *v, uint64_t count, uint64_t now)
 {
     if (v->sequence > UINT32_MAX - count)
         v->sequence = 1;
-    switch (guest.parameters.pattern) {
-    case WORKLOAD_RANDOM:
-        write_random(v, count);
-        break;
-    case WORKLOAD_HOTCOLD:
-        write_hotcold(v, count);
-        break;
-    default:
+    if (guest.parameters.pattern == WORKLOAD_RANDOM || guest.parameters.pattern == WORKLOAD_HOTCOLD)
+        write_drawn(v, count);
+    else
         write_neighbours(v, count, (now - guest.started) / 1000000);
-    }
 }
