@@ -34,6 +34,7 @@ struct channel {
     int64_t clock_offset;
 
     atomic_bool is_lost;
+    atomic_bool has_spoken; /* a session begins with HELLO or its answer: no heartbeat goes before */
 
     /* the reader's own */
     uint64_t last_heard, next_ping;
@@ -111,6 +112,7 @@ int channel_send(struct channel *c, enum message_type type, const void *body, si
     pthread_mutex_lock(&c->sending);
     int result = send_locked(c, type, body, size, &local);
     pthread_mutex_unlock(&c->sending);
+    atomic_store(&c->has_spoken, true);
     if (result) {
         channel_fail(c, &local);
         error_set(err, local.code, "%s", local.text);
@@ -252,6 +254,10 @@ static int heartbeat(struct channel *c, struct error *err)
                          "the link is broken", CHANNEL_DEAD_AFTER_MS / 1000);
     if (now < c->next_ping)
         return 0;
+    if (!atomic_load(&c->has_spoken)) {
+        c->next_ping = now + NS_PER_MS;
+        return 0;
+    }
     c->next_ping = now + CHANNEL_HEARTBEAT_MS * NS_PER_MS;
     return send_if_idle(c, MESSAGE_PING, body, ping_encode(&(struct ping){.sent_at = now}, body), err);
 }
