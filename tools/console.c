@@ -1,5 +1,6 @@
 /* wander console: the newest text that a guest wrote. */
 #include <stdio.h>
+#include <string.h>
 
 #include "tools/commands.h"
 #include "tools/control_client.h"
@@ -9,6 +10,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     struct control_request request = {.command = CONTROL_CONSOLE};
     const char *arguments[CLI_MAX_ARGUMENTS];
     struct error err = {0};
+    const char *text;
     cJSON *reply;
     int code = cli_begin(self, argc, argv, NULL, arguments);
 
@@ -16,7 +18,10 @@ static int run(const struct cli_command *self, int argc, char **argv)
         return code;
     if (control_call(arguments[0], &request, CONTROL_TIMEOUT_MS, &reply, &err) < 0)
         return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
-    fputs(control_text(reply, "console"), stdout);
+    text = control_text(reply, "console");
+    fputs(text, stdout);
+    if (text[0] && text[strlen(text) - 1] != '\n')
+        putchar('\n');
     cJSON_Delete(reply);
     return EXIT_CODE_DONE;
 }

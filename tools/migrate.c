@@ -87,10 +87,13 @@ static void clear_bar(const struct viewer *v)
     }
 }
 
+/* What is under way; the end is told by finish. */
 static void show(struct viewer *v)
 {
     char text[1024];
 
+    if (v->status.phase >= MIGRATION_IN_DOUBT)
+        return;
     if (v->terminal) {
         printf("\r%s\033[K", progress_bar(&v->status, terminal_width() - 1, text, sizeof(text)));
         fflush(stdout);

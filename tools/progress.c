@@ -33,30 +33,33 @@ static const char *headline(const struct migration_status *status, char *out, si
     return out;
 }
 
-static void eta_text(uint64_t eta_ns, char *out, size_t size)
+static void add(char *out, size_t size, const char *label, const char *text)
 {
-    char time[32];
+    size_t used = strlen(out);
 
-    if (eta_ns == 0)
-        snprintf(out, size, "ETA ?");
-    else if (eta_ns == UINT64_MAX)
-        snprintf(out, size, "ETA never at this dirty rate");
-    else
-        snprintf(out, size, "ETA %s", format_time(eta_ns, time, sizeof(time)));
+    snprintf(out + used, size - used, "%s%s%s", used ? ", " : "", label, text);
 }
 
 /* Rate, dirty rate, predicted downtime, throttle, ETA: what is known of them. */
 static void figures(const struct migration_status *status, char *out, size_t size)
 {
-    char rate[32], dirty[32], downtime[32], eta[48], throttle[24] = "";
+    char text[32];
 
+    out[0] = '\0';
+    if (status->bandwidth)
+        add(out, size, "", format_rate((double)status->bandwidth, text, sizeof(text)));
+    if (status->bandwidth)
+        add(out, size, "dirty ", format_rate((double)status->dirty_rate, text, sizeof(text)));
+    if (status->predicted_downtime_ns)
+        add(out, size, "downtime ~",
+            format_time(status->predicted_downtime_ns, text, sizeof(text)));
+    snprintf(text, sizeof(text), "%u%%", status->throttle);
     if (status->throttle)
-        snprintf(throttle, sizeof(throttle), ", throttled %u%%", status->throttle);
-    eta_text(status->eta_ns, eta, sizeof(eta));
-    snprintf(out, size, "%s, dirty %s, downtime ~%s%s, %s",
-             format_rate((double)status->bandwidth, rate, sizeof(rate)),
-             format_rate((double)status->dirty_rate, dirty, sizeof(dirty)),
-             format_time(status->predicted_downtime_ns, downtime, sizeof(downtime)), throttle, eta);
+        add(out, size, "throttled ", text);
+    if (status->eta_ns == UINT64_MAX)
+        add(out, size, "ETA ", "never at this dirty rate");
+    else if (status->eta_ns)
+        add(out, size, "ETA ", format_time(status->eta_ns, text, sizeof(text)));
 }
 
 static void draw_bar(unsigned percent, unsigned width, char *out)

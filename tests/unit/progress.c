@@ -48,7 +48,7 @@ static const struct line_case {
     const char *mentions[4];
 } lines[] = {
     {{.phase = MIGRATION_CONNECTING}, {"connecting"}},
-    {{.phase = MIGRATION_PRECOPY, .round_bytes = 0}, {"round 0: 0%", "ETA ?"}},
+    {{.phase = MIGRATION_PRECOPY, .round_bytes = 0}, {"round 0: 0%"}},
     {{.phase = MIGRATION_PRECOPY, .round = 3, .round_bytes = 4, .round_bytes_done = 9},
      {"round 3: 100%"}},
     {{.phase = MIGRATION_PRECOPY, .round_bytes = UINT64_MAX, .round_bytes_done = UINT64_MAX / 2},
