@@ -160,12 +160,15 @@ static unsigned loop_capabilities(const struct transport *t)
 static int loop_listen(struct transport *t, const struct address *at, uint16_t *port, struct error *err)
 {
     struct loop_end *end = end_of(t);
+    int result = latch_check(&end->latch, err);
 
     (void)at;
+    if (result < 0)
+        return result;
     if (end->is_source)
         return error_set(err, EINVAL, "the source's end of a loop cannot listen");
     *port = 1;
-    return latch_check(&end->latch, err);
+    return 0;
 }
 
 static bool loop_is_connected(void *context)
