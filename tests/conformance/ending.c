@@ -362,6 +362,16 @@ static void far_start(struct ends *e, struct far *far, unsigned setup, unsigned 
             e->err.text);
 }
 
+/* A signal takes effect when each thread notices it: waits until all have. */
+static void far_stop(struct far *far)
+{
+    int status = 0;
+
+    kill(far->pid, SIGSTOP);
+    cr_assert_eq(waitpid(far->pid, &status, WUNTRACED), far->pid);
+    cr_assert(WIFSTOPPED(status), "the peer ended with status %#x", (unsigned)status);
+}
+
 static void far_end(struct far *far)
 {
     kill(far->pid, SIGKILL);
@@ -429,7 +439,7 @@ CONFORMS_SEPARABLE(ending, the_peer_process_is_stopped_under_load)
 
     far_start(&e, &far, *setup, 1000);
     source_region(&e, &memory);
-    kill(far.pid, SIGSTOP);
+    far_stop(&far);
     start = clock_now();
     result = post_until_error(&e, &memory, start + PATIENCE_MS * NS_PER_MS);
     expect(&e, result == -ETIMEDOUT || result == -ECONNRESET,
@@ -453,7 +463,7 @@ CONFORMS_SEPARABLE(ending, the_peer_process_is_stopped_before_a_fence)
     int result;
 
     far_start(&e, &far, *setup, 1000);
-    kill(far.pid, SIGSTOP);
+    far_stop(&far);
     start = clock_now();
     expect_result(&e, transport_fence(e.source, 1, &e.err), 0);
     result = wait_for_error(e.source, &err);
