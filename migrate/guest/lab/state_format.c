@@ -290,7 +290,7 @@ static int get_section(struct wire_reader *r, struct vm_state *state, uint64_t *
     struct wire_reader section = wire_reader(bytes, length);
     unsigned slot = vcpu == STATE_WHOLE ? state->vcpus : vcpu;
 
-    if (!bytes && length > 0)
+    if (r->failed)
         return error_set(err, EBADMSG, "the guest's state ends within section %u", id);
     if (id >= STATE_ID_LIMIT || slot > state->vcpus ||
         (slot == state->vcpus && vcpu != STATE_WHOLE))

@@ -290,8 +290,11 @@ static int write_tsc(int fd, unsigned vcpu, uint32_t khz, const struct vcpu_stat
             break;
     }
     if (got + slack < want || got > after + slack)
-        return error_set(err, EINVAL, "tsc: set to %#llx, KVM made it %#llx",
-                         (unsigned long long)want, (unsigned long long)got);
+        return error_set(
+            err, EINVAL,
+            "tsc: set to %#llx, KVM made it %#llx; a KVM that cannot set a guest's TSC takes "
+            "guests from its own host only",
+            (unsigned long long)want, (unsigned long long)got);
     return 0;
 }
 
