@@ -298,6 +298,19 @@ def running(places, seconds=4):
     return found
 
 
+def writing_speed(host, guest, seconds=3):
+    """Pages per second by the guest's own count, taken from one of its steps to a later one."""
+    def step():
+        before = host.written(guest)
+        after = wait_until(lambda: host.written(guest) != before and host.written(guest), 10, f"'{guest}' to write pages")
+        return after, time.monotonic()
+
+    first, began = step()
+    time.sleep(seconds)
+    last, ended = step()
+    return (last - first) / (ended - began)
+
+
 class World:
     """Hosts, and the processes on them; leaves nothing behind."""
 

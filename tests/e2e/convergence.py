@@ -5,26 +5,12 @@ at full speed; with throttling it finishes within the downtime limit."""
 import time
 
 from cases import run_cases
-from hosts import EXIT_FAILED, World, expect, running
+from hosts import EXIT_FAILED, World, expect, running, writing_speed
 
 RATE = 12000  # pages/s: 47 MiB/s
 LINK = "rate=24M"
 LAB = {"memory": "128M", "workload": f"touch=64M,hot=48M,rate={RATE}"}
 LIMIT_MS, STALL_MS = 300, 150
-
-
-def speed(host, seconds=4):
-    """Pages per second over a while, by the guest's own count."""
-    def step():
-        written = host.written("guest")
-        while (now := host.written("guest")) == written:
-            time.sleep(0.01)
-        return now, time.monotonic()
-
-    first, began = step()
-    time.sleep(seconds)
-    last, ended = step()
-    return (last - first) / (ended - began)
 
 
 def gives_up(context):
@@ -39,7 +25,7 @@ def gives_up(context):
         expect(taken >= 9, f"expected it to try for 10 s; it gave up after {taken:.1f} s: {said[-1000:]}")
         expect("converge" in said, f"expected it to say that it will not converge; it said {said[-1000:]}")
         expect(running([(source, "guest")]), "expected the guest to run on the source")
-        after = speed(source)
+        after = writing_speed(source, "guest")
         print(f"gave up after {taken:.1f} s; the guest writes {after:.0f} pages/s of {RATE}")
         expect(after >= 0.9 * RATE, f"expected full speed, {RATE} pages/s, after the migration was given up; got {after:.0f}")
         source.check("guest")
@@ -57,7 +43,7 @@ def throttles(context):
         expect(throttle > 0, "expected the guest to have been throttled")
         expect(report["downtime_ms"] <= LIMIT_MS + STALL_MS,
                f"expected a downtime within {LIMIT_MS} ms (and {STALL_MS} ms of a busy machine); got {report['downtime_ms']}")
-        after = speed(destination)
+        after = writing_speed(destination, "guest")
         expect(after >= 0.9 * RATE, f"expected full speed, {RATE} pages/s, after the move; got {after:.0f}")
         destination.check("guest")
 
