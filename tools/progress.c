@@ -101,8 +101,9 @@ char *progress_line(const struct migration_status *status, char *out, size_t siz
         return out;
     }
     figures(status, detail, sizeof(detail));
-    snprintf(out, size, "%s: %u%% of %s, %s", headline(status, head, sizeof(head)),
-             percent_done(status), format_size(status->round_bytes, bytes, sizeof(bytes)), detail);
+    snprintf(out, size, "%s: %u%% of %s%s%s", headline(status, head, sizeof(head)),
+             percent_done(status), format_size(status->round_bytes, bytes, sizeof(bytes)),
+             detail[0] ? ", " : "", detail);
     return out;
 }
 
