@@ -78,12 +78,14 @@ static int rate_reap(struct transport *t, struct completion *completions, unsign
                      int timeout_ms, struct error *err)
 {
     struct rate *r = (struct rate *)t;
-    int until_room = clock_ms_until(r->room_at);
+    int until_room = clock_ms_until(r->room_at), result;
 
     if (!r->room_at || (timeout_ms >= 0 && timeout_ms < until_room))
         return pass_reap(t, completions, max, timeout_ms, err);
-    r->room_at = until_room ? r->room_at : 0;
-    return pass_reap(t, completions, max, until_room, err);
+    result = pass_reap(t, completions, max, until_room, err);
+    if (result == 0 && clock_now() >= r->room_at)
+        r->room_at = 0;
+    return result;
 }
 
 int rate_filter_new(struct transport *inner, uint64_t bytes_per_s, struct transport **out,
