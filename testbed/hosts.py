@@ -172,12 +172,10 @@ class Host:
         self.world.processes.append(process)
         return process
 
-    def lab(self, name="guest", memory="64M", vcpus=1, workload="hot=16M,rate=4000", accel=None, tracker=None):
+    def lab(self, name="guest", memory="64M", vcpus=1, workload="hot=16M,rate=4000", accel=None):
         """A guest that runs; its Process."""
         arguments = ["lab", "--name", name, "--memory", memory, "--vcpus", vcpus, "--workload", workload,
                      "--accel", accel or default_accel()]
-        if tracker and (accel or default_accel()) == "kvm":
-            arguments += ["--tracker", tracker]
         process = self.start(Process, arguments)
         wait_until(lambda: not process.running() or self.workload(name), 30, f"guest '{name}' to answer")
         expect(process.running(), f"expected 'wander lab' to go on; it exited with {process.popen.poll()} and said: "

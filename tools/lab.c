@@ -15,12 +15,10 @@ struct lab_values {
     uint64_t memory;
     unsigned vcpus;
     struct workload workload;
-    unsigned accel;   /* enum accel */
-    unsigned tracker; /* index into trackers */
+    unsigned accel; /* enum accel */
 };
 
 static const char *const accels[] = {"kvm", "synthetic", NULL};
-static const char *const trackers[] = {"dirty-log", "dirty-ring", NULL};
 
 static int parse_workload(const struct cli_option *option, const char *text, void *field,
                           struct error *err)
@@ -40,9 +38,6 @@ static const struct cli_option options[] = {
      CLI_FIELD(struct lab_values, workload)},
     {"accel", "kvm|synthetic", "a KVM virtual machine, or threads of this process (default kvm)",
      cli_choice, CLI_FIELD(struct lab_values, accel), .choices = accels},
-    {"tracker", "dirty-log|dirty-ring",
-     "which one the KVM machine is built for (default dirty-log)", cli_choice,
-     CLI_FIELD(struct lab_values, tracker), .choices = trackers},
     {0},
 };
 
@@ -55,7 +50,6 @@ static int make_lab(const struct lab_values *values, struct guest **out, struct 
     };
 
     memcpy(config.name, values->name, sizeof(config.name));
-    snprintf(config.tracker, sizeof(config.tracker), "%s", trackers[values->tracker]);
     if (lab_probe(err) < 0)
         return error_prefix(err, "KVM cannot be used here (--accel synthetic does without)");
     return lab_guest_new(&config, out, err);

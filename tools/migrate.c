@@ -52,8 +52,9 @@ static const struct cli_option options[] = {
     {"json", "FILE", "write the measurement there (replaced as a whole, at the end)", cli_text,
      FIELD(json)},
     {"tracker", "NAME",
-     "dirty-log, dirty-ring or userfaultfd (default: what the guest was built for)", cli_text,
-     FIELD(migrate.tracker)},
+     "how writes are noticed: dirty-log or dirty-ring; synthetic guests: userfaultfd (default the "
+     "first)",
+     cli_text, FIELD(migrate.tracker)},
     {"filter", "SPEC",
      "around the transport, for tests: rate=R,delay=T,fault=cut|fail|stall|skip@N", cli_filter,
      FIELD(migrate.filter)},
