@@ -8,7 +8,7 @@ import outcomes
 from cases import run_cases
 from hosts import EXIT_FAILED, EXIT_MIGRATED, SLOW, World, expect
 
-SLOW_LINK = ("--filter", "rate=12M")  # 24 MiB take two seconds
+SLOW_LINK = ("--filter", "rate=12M", "--downtime-limit", "2s")  # 24 MiB take two seconds, the rest one more
 PROMPT = 5  # s
 
 
@@ -39,7 +39,7 @@ def attempt(context, table, how, after):
 def at_random_moments(context):
     table = outcomes.Table()
     for how in (interrupt, command):
-        results = [attempt(context, table, how, context.random.uniform(0.05, 2.5)) for _ in range(30 if context.full else 3)]
+        results = [attempt(context, table, how, context.random.uniform(0.05, 3.2)) for _ in range(30 if context.full else 3)]
         results.append(attempt(context, table, how, 0.7))
         expect(outcomes.ON_SOURCE in results, f"expected at least one to come in time; got {results}")
     table.finish()

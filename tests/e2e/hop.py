@@ -11,12 +11,12 @@ HOPS = 20
 
 
 def hop(context, tracker, lanes, vcpus):
-    options = ["--lanes", lanes] + (["--tracker", tracker] if context.accel == "kvm" else [])
+    options = ["--lanes", lanes, "--downtime-limit", "30ms", "--throttle", "auto"] + (["--tracker", tracker] if context.accel == "kvm" else [])
     with World() as world:
         here, there = world.host("a"), world.host("b")
         uri = {host: host.receive().uri for host in (here, there)}
         here.lab(memory="96M", vcpus=vcpus, workload="touch=32M,hot=32M,rate=12000,pattern=random",
-                 accel=context.accel, tracker=tracker)
+                 accel=context.accel)
         rounds = []
         for number in range(1, HOPS + 1):
             report = here.migrate("guest", uri[there], *options)

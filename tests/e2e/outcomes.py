@@ -34,6 +34,8 @@ class Disturbed:
 
     def runners(self):
         found = [host for host, _ in running(self.places(), 3)]
+        if len(found) == 2:  # a hand-over between the two looks is none too many: look again
+            found = [host for host, _ in running(self.places(), 3)]
         expect(len(found) < 2, "expected at most one running guest; BOTH the source and the destination write pages")
         return found
 
