@@ -1,8 +1,8 @@
-/* Which page of the hot set a workload writes next: the arithmetic that the synthetic guest and the lab guest's image
- * share. Freestanding, pure, integers only.
+/* Which page of the hot set a workload writes next: the arithmetic that the synthetic guest and the
+ * lab guest's image share. Freestanding, pure, integers only.
  *
- * The hot set is dealt out page by page: vCPU v of n owns the pages v, v+n, v+2n, …, so that every page has one writer. A
- * page has a place within its owner's share: page = place * n + v. */
+ * The hot set is dealt out page by page: vCPU v of n owns the pages v, v+n, v+2n, …, so that every
+ * page has one writer. A page has a place within its owner's share: page = place * n + v. */
 #ifndef MIGRATE_GUEST_WORKLOAD_PATTERN_H
 #define MIGRATE_GUEST_WORKLOAD_PATTERN_H
 
@@ -19,7 +19,8 @@ static inline uint64_t workload_pattern_share(uint64_t pages, unsigned vcpu, uns
     return pages > vcpu ? (pages - vcpu - 1) / vcpus + 1 : 0;
 }
 
-/* 64 bits that look random, the upper ones best. Two multiplications: an interpreted guest computes it for each page. */
+/* 64 bits that look random, the upper ones best. Two multiplications: an interpreted guest computes
+ * it for each page. */
 static inline uint64_t workload_pattern_hash(uint64_t seed, uint64_t counter)
 {
     uint64_t x = (counter + seed * 0xd1342543de82ef95ull) * 0x9e3779b97f4a7c15ull;
@@ -52,7 +53,8 @@ static inline uint64_t workload_pattern_hotcold(uint64_t share, uint64_t hot, ui
 }
 
 /* The share's part of the window, at least one page. A window of 0 is the whole hot set. */
-static inline uint64_t workload_pattern_window(uint64_t window_pages, uint64_t share, unsigned vcpus)
+static inline uint64_t workload_pattern_window(uint64_t window_pages, uint64_t share,
+                                               unsigned vcpus)
 {
     uint64_t window = window_pages / vcpus;
 
@@ -61,12 +63,14 @@ static inline uint64_t workload_pattern_window(uint64_t window_pages, uint64_t s
     return window ? window : 1;
 }
 
-/* The page (index within the hot set) that vCPU `vcpu` of `vcpus` writes as its `counter`-th; WORKLOAD_NO_PAGE if it
- * owns none. Sequential and window go through neighbouring places; random and hotcold draw one for each
- * counter, with repetition. The window moves on by its own size each second of `elapsed_ms`. */
-static inline uint64_t workload_pattern_page(uint32_t pattern, uint64_t hot_pages, uint32_t hot_share,
-                                             uint64_t window_pages, uint64_t seed, uint64_t counter,
-                                             unsigned vcpu, unsigned vcpus, uint64_t elapsed_ms)
+/* The page (index within the hot set) that vCPU `vcpu` of `vcpus` writes as its `counter`-th;
+ * WORKLOAD_NO_PAGE if it owns none. Sequential and window go through neighbouring places; random
+ * and hotcold draw one for each counter, with repetition. The window moves on by its own size each
+ * second of `elapsed_ms`. */
+static inline uint64_t workload_pattern_page(uint32_t pattern, uint64_t hot_pages,
+                                             uint32_t hot_share, uint64_t window_pages,
+                                             uint64_t seed, uint64_t counter, unsigned vcpu,
+                                             unsigned vcpus, uint64_t elapsed_ms)
 {
     uint64_t share = workload_pattern_share(hot_pages, vcpu, vcpus);
     uint64_t hash = workload_pattern_hash(seed + vcpu, counter);
@@ -92,11 +96,12 @@ static inline uint64_t workload_pattern_page(uint32_t pattern, uint64_t hot_page
     return place * vcpus + vcpu;
 }
 
-/* How many writes from `counter` on go to places one behind the other, the first included, while the window stays
- * where it is; 0 for a vCPU that owns no page. Lets an inner loop step instead of asking for each page. */
-static inline uint64_t workload_pattern_run(uint32_t pattern, uint64_t hot_pages, uint64_t window_pages,
-                                            uint64_t counter, unsigned vcpu, unsigned vcpus,
-                                            uint64_t elapsed_ms)
+/* How many writes from `counter` on go to places one behind the other, the first included, while
+ * the window stays where it is; 0 for a vCPU that owns no page. Lets an inner loop step instead of
+ * asking for each page. */
+static inline uint64_t workload_pattern_run(uint32_t pattern, uint64_t hot_pages,
+                                            uint64_t window_pages, uint64_t counter, unsigned vcpu,
+                                            unsigned vcpus, uint64_t elapsed_ms)
 {
     uint64_t share = workload_pattern_share(hot_pages, vcpu, vcpus);
     uint64_t window, place, in_window;

@@ -1,5 +1,5 @@
-/* The embedded image is an ELF that a PVH loader can place without looking twice. What the guest does is tested by
- * booting it. */
+/* The embedded image is an ELF that a PVH loader can place without looking twice. What the guest
+ * does is tested by booting it. */
 #include <criterion/criterion.h>
 #include <elf.h>
 #include <string.h>
@@ -21,7 +21,8 @@ static struct image open_image(void)
 
     image.bytes = lab_image(&image.size);
     cr_assert_not_null(image.bytes);
-    cr_assert_geq(image.size, sizeof(image.header), "expected an ELF header, got %zu bytes", image.size);
+    cr_assert_geq(image.size, sizeof(image.header), "expected an ELF header, got %zu bytes",
+                  image.size);
     memcpy(&image.header, image.bytes, sizeof(image.header));
     return image;
 }
@@ -67,7 +68,8 @@ Test(lab_image, is_a_static_64_bit_elf)
     cr_expect_eq(image.header.e_ident[EI_CLASS], ELFCLASS64);
     cr_expect_eq(image.header.e_ident[EI_DATA], ELFDATA2LSB);
     cr_expect_eq(image.header.e_machine, EM_X86_64);
-    cr_expect_eq(image.header.e_type, ET_EXEC, "expected a fixed address, got type %u", image.header.e_type);
+    cr_expect_eq(image.header.e_type, ET_EXEC, "expected a fixed address, got type %u",
+                 image.header.e_type);
     cr_expect_eq(image.header.e_phentsize, sizeof(Elf64_Phdr));
     for (unsigned i = 0; i < image.header.e_phnum; i++) {
         uint32_t type = segment(&image, i).p_type;
@@ -89,8 +91,8 @@ Test(lab_image, loads_between_its_start_and_the_page_tables_room)
         if (s.p_type != PT_LOAD)
             continue;
         loaded++;
-        cr_expect_eq(s.p_paddr, s.p_vaddr, "segment %u runs at %#lx but loads at %#lx", i, s.p_vaddr,
-                     s.p_paddr);
+        cr_expect_eq(s.p_paddr, s.p_vaddr, "segment %u runs at %#lx but loads at %#lx", i,
+                     s.p_vaddr, s.p_paddr);
         cr_expect_geq(s.p_paddr, end, "segment %u at %#lx begins before %#lx", i, s.p_paddr, end);
         cr_expect_leq(s.p_filesz, s.p_memsz);
         end = s.p_paddr + s.p_memsz;

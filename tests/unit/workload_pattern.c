@@ -1,4 +1,5 @@
-/* The patterns' arithmetic: each vCPU stays within its own pages, and the writes go where the pattern says. */
+/* The patterns' arithmetic: each vCPU stays within its own pages, and the writes go where the
+ * pattern says. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 
@@ -35,10 +36,11 @@ static const struct pattern_case cases[] = {
 
 enum { WRITES = 5000 };
 
-static uint64_t page_of(const struct pattern_case *c, uint64_t counter, unsigned vcpu, uint64_t elapsed_ms)
+static uint64_t page_of(const struct pattern_case *c, uint64_t counter, unsigned vcpu,
+                        uint64_t elapsed_ms)
 {
-    return workload_pattern_page(c->pattern, c->hot_pages, c->hot_share, c->window_pages, 1, counter, vcpu,
-                                 c->vcpus, elapsed_ms);
+    return workload_pattern_page(c->pattern, c->hot_pages, c->hot_share, c->window_pages, 1,
+                                 counter, vcpu, c->vcpus, elapsed_ms);
 }
 
 Test(workload_pattern, every_page_has_one_writer)
@@ -52,8 +54,8 @@ Test(workload_pattern, every_page_has_one_writer)
                 bool good = vcpu < c->hot_pages ? page < c->hot_pages && page % c->vcpus == vcpu
                                                 : page == WORKLOAD_NO_PAGE;
 
-                cr_assert(good, "%s: vCPU %u of %u wrote page %lu of %lu as its %lu-th", c->name, vcpu,
-                          c->vcpus, page, c->hot_pages, counter);
+                cr_assert(good, "%s: vCPU %u of %u wrote page %lu of %lu as its %lu-th", c->name,
+                          vcpu, c->vcpus, page, c->hot_pages, counter);
             }
     }
 }
@@ -65,15 +67,16 @@ Test(workload_pattern, a_run_steps_through_neighbours)
 
         for (uint64_t counter = 0; counter < WRITES; counter += 7) {
             uint64_t first = page_of(c, counter, 0, counter);
-            uint64_t run = workload_pattern_run(c->pattern, c->hot_pages, c->window_pages, counter, 0,
-                                                c->vcpus, counter);
+            uint64_t run = workload_pattern_run(c->pattern, c->hot_pages, c->window_pages, counter,
+                                                0, c->vcpus, counter);
 
             cr_assert_gt(run, 0, "%s: an empty run at %lu", c->name, counter);
             for (uint64_t j = 0; j < run; j++) {
                 uint64_t page = page_of(c, counter + j, 0, counter);
 
-                cr_assert_eq(page, first + j * c->vcpus, "%s: write %lu of the run at %lu: page %lu, not %lu",
-                             c->name, j, counter, page, first + j * c->vcpus);
+                cr_assert_eq(page, first + j * c->vcpus,
+                             "%s: write %lu of the run at %lu: page %lu, not %lu", c->name, j,
+                             counter, page, first + j * c->vcpus);
             }
         }
         cr_expect_eq(workload_pattern_run(c->pattern, 0, c->window_pages, 0, 0, c->vcpus, 0), 0,
@@ -94,7 +97,8 @@ Test(workload_pattern, shares_add_up)
 }
 
 /* How many of `count` writes hit pages below `limit`, and how many pages were hit at all. */
-static uint64_t hits_below(const struct pattern_case *c, uint64_t limit, uint64_t count, uint64_t *distinct)
+static uint64_t hits_below(const struct pattern_case *c, uint64_t limit, uint64_t count,
+                           uint64_t *distinct)
 {
     uint8_t *seen = calloc(c->hot_pages, 1);
     uint64_t hits = 0;
@@ -115,7 +119,8 @@ Test(workload_pattern, writes_go_where_the_pattern_says)
 {
     static const struct {
         struct pattern_case pattern;
-        uint64_t writes, least_hits, most_hits, least_distinct, most_distinct; /* hits: in the first tenth */
+        uint64_t writes, least_hits, most_hits, least_distinct,
+            most_distinct; /* hits: in the first tenth */
     } expected[] = {
         {{"sequential", WORKLOAD_SEQUENTIAL, 1000, 0, 0, 1}, 1000, 100, 100, 1000, 1000},
         /* 1000 draws with repetition hit 632 of 1000 pages, 63 of them in the first tenth */
@@ -135,8 +140,8 @@ Test(workload_pattern, writes_go_where_the_pattern_says)
                   "%s: %lu writes in the first tenth, expected %lu..%lu", c->name, hits,
                   expected[i].least_hits, expected[i].most_hits);
         cr_expect(distinct >= expected[i].least_distinct && distinct <= expected[i].most_distinct,
-                  "%s: %lu distinct pages, expected %lu..%lu", c->name, distinct, expected[i].least_distinct,
-                  expected[i].most_distinct);
+                  "%s: %lu distinct pages, expected %lu..%lu", c->name, distinct,
+                  expected[i].least_distinct, expected[i].most_distinct);
     }
 }
 

@@ -49,13 +49,13 @@ static uint64_t parse_number(const char *text, const char *key)
     uint64_t value = 0;
 
     if (*text < '0' || *text > '9')
-        panic_number("the command line has no decimal number behind", key, 0);
+        panic_text("the command line has no decimal number behind", key);
     for (; *text >= '0' && *text <= '9'; text++)
         if (__builtin_mul_overflow(value, 10, &value) ||
             __builtin_add_overflow(value, (uint64_t)(*text - '0'), &value))
-            panic_number("the command line has too large a number behind", key, value);
+            panic_text("the command line has too large a number behind", key);
     if (*text && *text != ' ')
-        panic_number("the command line has text behind the number of", key, value);
+        panic_text("the command line has text behind the number of", key);
     return value;
 }
 
@@ -81,17 +81,23 @@ static void parse_command_line(const char *text, struct parameters *parameters)
 static void parse_memory_map(const struct memory_map_entry *entry, uint32_t count,
                              struct memory *memory)
 {
+    bool image_fits = false;
+
     for (; count; count--, entry++) {
         uint64_t end = entry->start + entry->size;
 
         if (entry->type != RAM)
             continue;
         memory->bytes += entry->size;
-        if (entry->start <= LAB_IMAGE_START && end > LAB_WORKLOAD_START)
+        if (entry->start <= LAB_IMAGE_START && end >= LAB_WORKLOAD_START) {
+            image_fits = true;
             memory->low_pages = (end - LAB_WORKLOAD_START) >> PAGE_SHIFT;
+        }
         if (entry->start == LAB_HIGH_RAM_START)
             memory->high_pages = entry->size >> PAGE_SHIFT;
     }
+    if (!image_fits)
+        panic_number("the image needs RAM from 1 to 16 MiB; there are", "bytes", memory->bytes);
 }
 
 void boot_info_read(uint64_t start_info, struct parameters *parameters, struct memory *memory)
@@ -106,6 +112,4 @@ void boot_info_read(uint64_t start_info, struct parameters *parameters, struct m
         parse_command_line((const char *)info->command_line, parameters);
     parse_memory_map((const struct memory_map_entry *)info->memory_map, info->memory_map_entries,
                      memory);
-    if (!memory->low_pages)
-        panic("no RAM behind the image: at least 16 MiB and a page are needed");
 }

@@ -1,5 +1,5 @@
-/* What the VMM tells at boot: hvm_start_info, its memory map and command line (Xen's public/arch-x86/hvm/start_info.h),
- * read once, before any memory below 1 MiB is reused. */
+/* What the VMM tells at boot: hvm_start_info, its memory map and command line (Xen's
+ * public/arch-x86/hvm/start_info.h), read once, before any memory below 1 MiB is reused. */
 #ifndef LAB_IMAGE_BOOT_INFO_H
 #define LAB_IMAGE_BOOT_INFO_H
 

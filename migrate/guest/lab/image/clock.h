@@ -1,5 +1,5 @@
-/* Time, rest, and how the guest learns that it was moved. One table per source: our VMM's ports, or the TSC where
- * there are none (QEMU). */
+/* Time, rest, and how the guest learns that it was moved. One table per source: our VMM's ports, or
+ * the TSC where there are none (QEMU). */
 #ifndef LAB_IMAGE_CLOCK_H
 #define LAB_IMAGE_CLOCK_H
 
@@ -17,8 +17,8 @@ struct clock {
     void (*sleep)(uint64_t ns);
     /* How many times the guest has been moved. Any vCPU. */
     uint32_t (*moves)(void);
-    /* vCPU 0, at each look, before `moves`: the pause that this look has ended, if it has ended one, as far as the
-     * clock tells. `ns` is how long the look before is ago. */
+    /* vCPU 0, at each look, before `moves`: the pause that this look has ended, if it has ended
+     * one, as far as the clock tells. `ns` is how long the look before is ago. */
     uint64_t (*gap)(uint64_t now, uint64_t ns);
 };
 

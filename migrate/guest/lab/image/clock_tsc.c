@@ -1,8 +1,10 @@
-/* The fallback under QEMU, which has no clock port: the TSC, calibrated against the real-time clock.
+/* The fallback under QEMU, which has no clock port: the TSC, calibrated against the real-time
+ * clock.
  *
- * The TSC need not go on while the guest is paused: QEMU stops it under TCG, and a KVM guest that migrates takes its TSC
- * along as it was. The real-time clock's seconds do go on. So a pause shows in one of two ways: the TSC jumps
- * between two looks, or a second ends after too few ticks of the TSC; what is missing is the pause. */
+ * The TSC need not go on while the guest is paused: QEMU stops it under TCG, and a KVM guest that
+ * migrates takes its TSC along as it was. The real-time clock's seconds do go on. So a pause shows
+ * in one of two ways: the TSC jumps between two looks, or a second ends after too few ticks of the
+ * TSC; what is missing is the pause. */
 #include "clock.h"
 #include "console.h"
 #include "cpu.h"
@@ -51,7 +53,8 @@ static uint64_t tsc_now(void)
     return (uint64_t)((unsigned __int128)read_tsc() * tsc.ns_per_tick >> 32);
 }
 
-/* Ticks a second. A second during which the host let the vCPU wait measures wrong: two in a row must agree. */
+/* Ticks a second. A second during which the host let the vCPU wait measures wrong: two in a row
+ * must agree. */
 static uint64_t calibrate(void)
 {
     uint64_t begin = next_second(), previous = 0, hertz = 0;

@@ -92,6 +92,15 @@ _Noreturn void panic(const char *why)
     stop();
 }
 
+_Noreturn void panic_text(const char *why, const char *text)
+{
+    line_begin("panic ");
+    put_text(why);
+    put_char(' ');
+    put_text(text);
+    stop();
+}
+
 _Noreturn void panic_number(const char *why, const char *key, uint64_t value)
 {
     line_begin("panic ");

@@ -1,4 +1,4 @@
-/* The lines of ../abi.h on COM1. Only vCPU 0 writes them; any vCPU may panic. */
+/* The lines of ../abi.h on COM1. Only vCPU 0 writes them. */
 #ifndef LAB_IMAGE_CONSOLE_H
 #define LAB_IMAGE_CONSOLE_H
 
@@ -15,6 +15,7 @@ void line_end(void);
 bool console_received(char wanted);
 /* Says why the guest cannot go on, tells the VMM, and stops this vCPU for good. */
 _Noreturn void panic(const char *why);
+_Noreturn void panic_text(const char *why, const char *text);
 _Noreturn void panic_number(const char *why, const char *key, uint64_t value);
 
 #endif

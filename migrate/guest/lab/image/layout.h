@@ -10,7 +10,8 @@
 #define SELECTOR_DATA   0x10
 #define SELECTOR_CODE32 0x18
 
-/* Page table entries (Intel SDM vol. 3, 4.5): present, writable, accessed; a 2 MiB page is dirty from the start too. */
+/* Page table entries (Intel SDM vol. 3, 4.5): present, writable, accessed; a 2 MiB page is dirty
+ * from the start too. */
 #define PTE_TABLE    0x23
 #define PTE_LARGE    0xe3
 #define PTE_UNCACHED 0x18

@@ -1,4 +1,5 @@
-/* The lab guest: reads what it is to do, says that it is ready, starts the other processors, and works. */
+/* The lab guest: reads what it is to do, says that it is ready, starts the other processors, and
+ * works. */
 #include "console.h"
 #include "layout.h"
 #include "migrate/guest/workload_pattern.h"

@@ -9,7 +9,8 @@
 
 enum { PAGE_SIZE = 4096 };
 
-/* The hot set: `pages` pages from `base` on; those from index `split` on lie `skip` bytes further up (the hole). */
+/* The hot set: `pages` pages from `base` on; those from index `split` on lie `skip` bytes further
+ * up (the hole). */
 struct hot_set {
     uint64_t pages, base, split, skip;
 };

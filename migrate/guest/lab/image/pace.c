@@ -1,6 +1,6 @@
-/* The schedule that holds a dirty rate. A vCPU that was woken late catches up gently, since it rests between passes and
- * each writes at most the worth of one and a half times what has passed since the one before. What is very
- * late (a throttled vCPU, a stopped host) is not made up for. */
+/* The schedule that holds a dirty rate. A vCPU that was woken late catches up gently, since it
+ * rests between passes and each writes at most the worth of one and a half times what has passed
+ * since the one before. What is very late (a throttled vCPU, a stopped host) is not made up for. */
 #include "vcpu.h"
 
 #define BURST_MIN_NS 3000000ull

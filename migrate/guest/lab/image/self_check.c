@@ -1,5 +1,5 @@
-/* The self-check: every vCPU compares the stamps of its own share with what it wrote there last. It does not write
- * meanwhile, or it would cover up what it is looking for. */
+/* The self-check: every vCPU compares the stamps of its own share with what it wrote there last. It
+ * does not write meanwhile, or it would cover up what it is looking for. */
 #include "migrate/guest/workload_pattern.h"
 #include "vcpu.h"
 

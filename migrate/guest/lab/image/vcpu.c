@@ -1,4 +1,5 @@
-/* What every vCPU does, pass after pass: look at the clock, check if asked to, write what is due, rest. */
+/* What every vCPU does, pass after pass: look at the clock, check if asked to, write what is due,
+ * rest. */
 #include "vcpu.h"
 
 #include "layout.h"
@@ -76,8 +77,8 @@ static void nap(const struct vcpu *v, uint64_t now, uint64_t most)
     guest.clock->sleep(ns < most ? ns : most);
 }
 
-/* vCPU 0 measures the gap that a move makes, from its newest look on. So it rests in short naps, and notes the time
- * between them as long as there was no gap. */
+/* vCPU 0 measures the gap that a move makes, from its newest look on. So it rests in short naps,
+ * and notes the time between them as long as there was no gap. */
 static void rest_keeper(struct vcpu *v, uint64_t now)
 {
     for (unsigned naps = guest.clock->naps; naps; naps--) {
@@ -116,7 +117,8 @@ static uint64_t write_due(struct vcpu *v, uint64_t now)
     return due;
 }
 
-/* A few pages take so little time that `now` still holds after them; after many the next pass looks again first. */
+/* A few pages take so little time that `now` still holds after them; after many the next pass looks
+ * again first. */
 static void work(struct vcpu *v, uint64_t now)
 {
     if (now >= v->rest_until && write_due(v, now) > v->batch / 4)

@@ -17,14 +17,14 @@ struct workload_guest {
     uint64_t started; /* clock */
 };
 
-/* Which check is due: vCPU 0 asks, the others answer in their own struct. `request` is written before `moves`, and
- * read after it, so that whoever sees the newest move sees its check too. */
+/* Which check is due: vCPU 0 asks, the others answer in their own struct. `request` is written
+ * before `moves`, and read after it, so that whoever sees the newest move sees its check too. */
 struct check_request {
     uint32_t request; /* goes up by one a check */
     uint32_t moves;   /* the newest move that a check was asked for; 0 before the first */
 };
 
-/* The rate as a schedule: from `since` on, `written` and then one page after another at its time. */
+/* The rate as a schedule: `written` pages at `since`, then one after another at its time. */
 struct schedule {
     uint64_t since, written;
     uint64_t passed;       /* when pages were last asked for */
@@ -32,7 +32,8 @@ struct schedule {
     uint64_t ns_per_page;  /* 32.32 fixed point */
 };
 
-/* Written by its own vCPU only; vCPU 0 reads the fields marked "shared". A cache line of its own each. */
+/* Written by its own vCPU only; vCPU 0 reads the fields marked "shared". A cache line of its own
+ * each. */
 struct vcpu {
     uint32_t number;
     uint32_t sequence; /* of the next stamp, never 0 */
@@ -64,7 +65,8 @@ _Noreturn void vcpu_main(uint32_t number);
 /* writer.c: writes the next `count` pages of the pattern. */
 void write_pages(struct vcpu *v, uint64_t count, uint64_t now);
 
-/* self_check.c: checks some pages if a check is due; true if it was. A vCPU that checks does not write. */
+/* self_check.c: checks some pages if a check is due; true if it was. A vCPU that checks does not
+ * write. */
 bool check_step(struct vcpu *v);
 
 /* pace.c: `rate` in pages per second. */

@@ -1,5 +1,5 @@
-/* The writes themselves. The inner loops are what an interpreting KVM spends its time in: about a dozen instructions a
- * page, one multiplication, no call, no division. */
+/* The writes themselves. The inner loops are what an interpreting KVM spends its time in: about a
+ * dozen instructions a page, one multiplication, no call, no division. */
 #include "migrate/guest/workload_pattern.h"
 #include "vcpu.h"
 
@@ -29,7 +29,8 @@ static void write_run(const struct strokes *s)
     }
 }
 
-/* How many of the pages from `index` on, `step` apart, come before the hole if it is ahead; else `count`. */
+/* How many of the pages from `index` on, `step` apart, come before the hole if it is ahead; else
+ * `count`. */
 static uint64_t before_hole(uint64_t index, uint64_t count, uint32_t step)
 {
     uint64_t split = guest.hot.split;
