@@ -70,6 +70,7 @@ struct viewer {
     unsigned interrupts;
     bool terminal;
     struct progress_pace pace;
+    struct progress_rate rate;
     struct migration_status status; /* the newest; zero before the first */
 };
 
@@ -95,6 +96,7 @@ static void show(struct viewer *v)
 
     if (v->status.phase >= MIGRATION_IN_DOUBT)
         return;
+    progress_estimate(&v->rate, &v->status);
     if (v->terminal) {
         printf("\r%s\033[K", progress_bar(&v->status, terminal_width() - 1, text, sizeof(text)));
         fflush(stdout);

@@ -48,7 +48,7 @@ static void figures(const struct migration_status *status, char *out, size_t siz
     out[0] = '\0';
     if (status->bandwidth)
         add(out, size, "", format_rate((double)status->bandwidth, text, sizeof(text)));
-    if (status->bandwidth)
+    if (status->bandwidth && (status->dirty_rate || status->round))
         add(out, size, "dirty ", format_rate((double)status->dirty_rate, text, sizeof(text)));
     if (status->predicted_downtime_ns)
         add(out, size, "downtime ~",
@@ -105,6 +105,26 @@ char *progress_line(const struct migration_status *status, char *out, size_t siz
              percent_done(status), format_size(status->round_bytes, bytes, sizeof(bytes)),
              detail[0] ? ", " : "", detail);
     return out;
+}
+
+void progress_estimate(struct progress_rate *rate, struct migration_status *status)
+{
+    uint64_t bytes, ns;
+
+    if (status->phase != MIGRATION_PRECOPY)
+        return;
+    if (!rate->begun || rate->round != status->round)
+        *rate = (struct progress_rate){true, status->round, status->elapsed_ns,
+                                       status->round_bytes_done};
+    if (status->bandwidth || status->round_bytes_done <= rate->start_bytes ||
+        status->elapsed_ns <= rate->start_ns)
+        return;
+    bytes = status->round_bytes_done - rate->start_bytes;
+    ns = status->elapsed_ns - rate->start_ns;
+    status->bandwidth = (uint64_t)((double)bytes * 1e9 / (double)ns);
+    if (status->bandwidth && status->eta_ns == 0 && status->round_bytes > status->round_bytes_done)
+        status->eta_ns = (uint64_t)((double)(status->round_bytes - status->round_bytes_done) * 1e9 /
+                                    (double)status->bandwidth);
 }
 
 bool progress_due(struct progress_pace *pace, const struct migration_status *status, uint64_t now)

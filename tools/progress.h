@@ -14,6 +14,17 @@ char *progress_bar(const struct migration_status *status, unsigned width, char *
 /* The same for a pipe: no bar, as long as it takes. Returns `out`. */
 char *progress_line(const struct migration_status *status, char *out, size_t size);
 
+/* Fills in what the engine has not measured yet: the rate of the first round, and with it the time
+ * that the rest of this round will take. Initialise with {0}; give it every status of one
+ * migration, in order. */
+struct progress_rate {
+    bool begun;
+    unsigned round;
+    uint64_t start_ns, start_bytes; /* where the round was when it was first seen */
+};
+
+void progress_estimate(struct progress_rate *rate, struct migration_status *status);
+
 /* When a pipe gets a line: at each change of round or phase, and every 2 s. Initialise with {0}. */
 struct progress_pace {
     bool begun;

@@ -94,3 +94,30 @@ Test(progress, a_pipe_gets_a_line_per_change_and_every_two_seconds)
         cr_expect_eq(due, steps[i].due, "step %zu: expected %d, got %d", i, steps[i].due, due);
     }
 }
+
+/* 100 bytes in a second, then 300 to go; the engine's own figures are left alone. */
+Test(progress, estimates_what_the_engine_does_not_know_yet)
+{
+    struct progress_rate rate = {0};
+    struct migration_status first = {.phase = MIGRATION_PRECOPY,
+                                     .elapsed_ns = 5 * NS_PER_S,
+                                     .round_bytes = 500,
+                                     .round_bytes_done = 100};
+    struct migration_status later = first, known = first;
+
+    progress_estimate(&rate, &first);
+    cr_expect_eq(first.bandwidth, 0, "nothing is known at first, got %lu", first.bandwidth);
+    later.elapsed_ns += NS_PER_S;
+    later.round_bytes_done += 100;
+    known = later;
+    known.bandwidth = 7;
+    progress_estimate(&rate, &later);
+    cr_expect_eq(later.bandwidth, 100, "expected 100 bytes/s, got %lu", later.bandwidth);
+    cr_expect_eq(later.eta_ns, 3 * NS_PER_S, "expected 3 s, got %lu ns", later.eta_ns);
+    progress_estimate(&rate, &known);
+    cr_expect_eq(known.bandwidth, 7, "got %lu", known.bandwidth);
+    later.bandwidth = 0;
+    later.round = 1;
+    progress_estimate(&rate, &later);
+    cr_expect_eq(later.bandwidth, 0, "a new round begins anew, got %lu", later.bandwidth);
+}
