@@ -83,6 +83,19 @@ Test(outbox, work_goes_to_the_lane_with_most_room)
                  outbox_pending(&f.outbox.lanes[1]));
 }
 
+Test(outbox, a_lane_without_a_free_entry_is_passed_over)
+{
+    unsigned before;
+
+    post_one(0, PAGE, memory);
+    post_one(0, TRANSPORT_MAX_TRANSFER, memory);
+    for (unsigned i = 1; i < OUTBOX_ENTRIES - OUTBOX_FENCES; i++)
+        post_one(0, 1, memory);
+    before = outbox_pending(&f.outbox.lanes[1]);
+    post_one(0, 1, memory);
+    cr_expect_eq(outbox_pending(&f.outbox.lanes[1]), before + 1, "the lane with fewer bytes had no entry left");
+}
+
 Test(outbox, a_batch_stays_together_up_to_a_quantum)
 {
     struct transfer batch[512];
