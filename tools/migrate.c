@@ -51,9 +51,7 @@ static const struct cli_option options[] = {
      cli_flag, FIELD(migrate.verify)},
     {"json", "FILE", "write the measurement there (replaced as a whole, at the end)", cli_text,
      FIELD(json)},
-    {"tracker", "NAME",
-     "how writes are noticed: dirty-log or dirty-ring; synthetic guests: userfaultfd (default the "
-     "first)",
+    {"tracker", "NAME", "dirty-log (default) or dirty-ring; a synthetic guest has userfaultfd",
      cli_text, FIELD(migrate.tracker)},
     {"filter", "SPEC",
      "around the transport, for tests: rate=R,delay=T,fault=cut|fail|stall|skip@N", cli_filter,
