@@ -1,5 +1,5 @@
-/* How a transport ends, once: the first error any of its threads met, or its shutdown. Also what the
- * engine's thread sleeps on while lanes work. Shared by the transports. */
+/* How a transport ends, once: the first error any of its threads met, or its shutdown. Also what
+ * the engine's thread sleeps on while lanes work. Shared by the transports. */
 #ifndef TRANSPORT_LATCH_H
 #define TRANSPORT_LATCH_H
 
@@ -32,8 +32,9 @@ static inline bool latch_ended(struct latch *l)
 /* 0 while all is well, else -errno with its text. Any thread. */
 int latch_check(struct latch *l, struct error *err);
 
-/* Sleeps until ready(context), the end, or timeout_ms (-1: no limit). One thread at a time. `ready` runs
- * under the lock and must look at sequentially consistent atomics only; who changes them calls latch_wake. */
+/* Sleeps until ready(context), the end, or timeout_ms (-1: no limit). One thread at a time. `ready`
+ * runs under the lock and must look at sequentially consistent atomics only; who changes them calls
+ * latch_wake. */
 void latch_wait(struct latch *l, bool (*ready)(void *context), void *context, int timeout_ms);
 /* After a change `ready` may wait for. Costs one load when nobody sleeps. Any thread. */
 void latch_wake(struct latch *l);

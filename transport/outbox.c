@@ -100,8 +100,8 @@ static void lane_put(struct outbox *o, struct outbox_lane *lane, const struct tr
 }
 
 /* Gives one lane the first few of n transfers that it has room for, up to a quantum. */
-static unsigned lane_post(struct outbox *o, struct outbox_lane *lane, const struct transfer *transfers,
-                          unsigned n)
+static unsigned lane_post(struct outbox *o, struct outbox_lane *lane,
+                          const struct transfer *transfers, unsigned n)
 {
     uint64_t before = lane->posted_bytes;
     unsigned taken = 0;
@@ -111,8 +111,8 @@ static unsigned lane_post(struct outbox *o, struct outbox_lane *lane, const stru
     return taken;
 }
 
-int outbox_post(struct outbox *o, const struct regions *regions, const struct transfer *transfers, unsigned n,
-                struct error *err)
+int outbox_post(struct outbox *o, const struct regions *regions, const struct transfer *transfers,
+                unsigned n, struct error *err)
 {
     unsigned taken = 0;
     struct outbox_lane *lane;
@@ -183,9 +183,10 @@ static uint64_t fences_acknowledged(const struct outbox *o)
     return least;
 }
 
-/* Fences are counted before transfers are collected: what a counted fence covers is then among them, and
- * comes out first. */
-static unsigned collect(struct outbox *o, struct completion *completions, unsigned max, bool *retired)
+/* Fences are counted before transfers are collected: what a counted fence covers is then among
+ * them, and comes out first. */
+static unsigned collect(struct outbox *o, struct completion *completions, unsigned max,
+                        bool *retired)
 {
     uint64_t fences = fences_acknowledged(o);
     unsigned n = 0;
@@ -235,7 +236,8 @@ static void lane_wake(struct outbox_lane *lane)
 {
     uint64_t one = 1;
 
-    /* An eventfd write fails only when its counter is about to overflow: then it is readable anyway. */
+    /* An eventfd write fails only when its counter is about to overflow: then it is readable
+     * anyway. */
     if (atomic_load(&lane->asleep) && atomic_exchange(&lane->asleep, 0) &&
         write(lane->wake_fd, &one, sizeof one) < 0)
         return;

@@ -1,14 +1,16 @@
-/* The source's half of a transport: what was posted and is not yet reaped. Shared by the transports.
+/* The source's half of a transport: what was posted and is not yet reaped. Shared by the
+ * transports.
  *
  * Each lane has one ring of entries and three cursors that only ever grow:
  *
  *     reaped  <=  sent  <=  posted          posted - reaped <= OUTBOX_ENTRIES
  *
- * The engine's thread writes entries and `posted`, the lane's thread moves `sent` over entries whose bytes it
- * needs no more, the engine's thread collects completions from behind it. Nothing here allocates or locks.
+ * The engine's thread writes entries and `posted`, the lane's thread moves `sent` over entries
+ * whose bytes it needs no more, the engine's thread collects completions from behind it. Nothing
+ * here allocates or locks.
  *
- * A fence is one entry on every lane. Lanes acknowledge fences in order, so a count per lane is all there is to
- * know: fence number k has completed once every lane has acknowledged more than k. */
+ * A fence is one entry on every lane. Lanes acknowledge fences in order, so a count per lane is all
+ * there is to know: fence number k has completed once every lane has acknowledged more than k. */
 #ifndef TRANSPORT_OUTBOX_H
 #define TRANSPORT_OUTBOX_H
 
@@ -38,12 +40,12 @@ struct outbox_entry {
 
 struct outbox_lane {
     struct outbox_entry *entries; /* owned */
-    int wake_fd;                  /* eventfd: the lane's thread polls it when it has nothing to do */
-    atomic_uint asleep;           /* set by the lane before it polls; the waker clears it */
-    atomic_uint_fast64_t posted;  /* engine */
-    atomic_uint_fast64_t sent;    /* lane */
-    uint64_t reaped;              /* engine */
-    uint64_t posted_bytes;        /* engine */
+    int wake_fd;                 /* eventfd: the lane's thread polls it when it has nothing to do */
+    atomic_uint asleep;          /* set by the lane before it polls; the waker clears it */
+    atomic_uint_fast64_t posted; /* engine */
+    atomic_uint_fast64_t sent;   /* lane */
+    uint64_t reaped;             /* engine */
+    uint64_t posted_bytes;       /* engine */
     atomic_uint_fast64_t sent_bytes;
     atomic_uint_fast64_t sent_transfers;
     uint64_t fences_sent;              /* lane */
@@ -64,11 +66,11 @@ struct outbox {
 int outbox_init(struct outbox *o, unsigned lanes, struct latch *latch, struct error *err);
 void outbox_destroy(struct outbox *o);
 
-/* The engine's thread; as the members of struct transport_ops with these names. `regions` are this end's.
- * reap returns 0 early once a transport that had no room has some again. fence: -EAGAIN when OUTBOX_FENCES are
- * outstanding. */
-int outbox_post(struct outbox *o, const struct regions *regions, const struct transfer *transfers, unsigned n,
-                struct error *err);
+/* The engine's thread; as the members of struct transport_ops with these names. `regions` are this
+ * end's. reap returns 0 early once a transport that had no room has some again. fence: -EAGAIN when
+ * OUTBOX_FENCES are outstanding. */
+int outbox_post(struct outbox *o, const struct regions *regions, const struct transfer *transfers,
+                unsigned n, struct error *err);
 int outbox_fence(struct outbox *o, uint64_t id, struct error *err);
 int outbox_reap(struct outbox *o, struct completion *completions, unsigned max, int timeout_ms,
                 struct error *err);
@@ -79,7 +81,8 @@ unsigned outbox_pending(const struct outbox_lane *lane);
 const struct outbox_entry *outbox_entry(const struct outbox_lane *lane, unsigned i);
 /* The first n entries' bytes are needed no more. */
 void outbox_sent(struct outbox *o, struct outbox_lane *lane, unsigned n);
-/* The peer has applied what came before fence `id`: -EPROTO unless it is the next one this lane has sent. */
+/* The peer has applied what came before fence `id`: -EPROTO unless it is the next one this lane has
+ * sent. */
 int outbox_acknowledge(struct outbox *o, struct outbox_lane *lane, uint64_t id, struct error *err);
 /* Fences this lane has sent and the peer has not acknowledged. */
 bool outbox_awaits(const struct outbox_lane *lane);

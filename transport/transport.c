@@ -42,7 +42,8 @@ int transport_new(const char *scheme, const struct transport_params *params, str
     return unknown_scheme(scheme, err);
 }
 
-/* Set-up calls and failures are traced; post, kick and reap are too many, their failures are not. */
+/* Set-up calls and failures are traced; post, kick and reap are too many, their failures are not.
+ */
 static int traced(const struct transport *t, const char *operation, int result,
                   const struct error *err)
 {
@@ -56,7 +57,8 @@ unsigned transport_capabilities(const struct transport *t)
     return t->ops->capabilities(t);
 }
 
-int transport_listen(struct transport *t, const struct address *at, uint16_t *port, struct error *err)
+int transport_listen(struct transport *t, const struct address *at, uint16_t *port,
+                     struct error *err)
 {
     int result = t->ops->listen(t, at, port, err);
 
@@ -72,14 +74,16 @@ int transport_accept(struct transport *t, int timeout_ms, struct error *err)
     return traced(t, "accept", t->ops->accept(t, timeout_ms, err), err);
 }
 
-int transport_connect(struct transport *t, const struct address *peer, int timeout_ms, struct error *err)
+int transport_connect(struct transport *t, const struct address *peer, int timeout_ms,
+                      struct error *err)
 {
     if (timeout_ms < 0)
         return error_set(err, EINVAL, "connect needs a time limit");
     return traced(t, "connect", t->ops->connect(t, peer, timeout_ms, err), err);
 }
 
-int transport_open_region(struct transport *t, const struct transport_region *region, struct error *err)
+int transport_open_region(struct transport *t, const struct transport_region *region,
+                          struct error *err)
 {
     if (!region->base || !region->size || region->size > UINTPTR_MAX - (uintptr_t)region->base)
         return error_set(err, EINVAL, "region %u has no memory or no size", region->id);
@@ -117,7 +121,8 @@ static int check_transfer(const struct transfer *t, struct error *err)
     return 0;
 }
 
-int transport_post(struct transport *t, const struct transfer *transfers, unsigned n, struct error *err)
+int transport_post(struct transport *t, const struct transfer *transfers, unsigned n,
+                   struct error *err)
 {
     for (unsigned i = 0; i < n; i++) {
         int result = check_transfer(&transfers[i], err);
@@ -138,8 +143,8 @@ int transport_fence(struct transport *t, uint64_t id, struct error *err)
     return traced(t, "fence", t->ops->fence(t, id, err), err);
 }
 
-int transport_reap(struct transport *t, struct completion *completions, unsigned max, int timeout_ms,
-                   struct error *err)
+int transport_reap(struct transport *t, struct completion *completions, unsigned max,
+                   int timeout_ms, struct error *err)
 {
     if (max && !completions)
         return error_set(err, EINVAL, "reap without room for completions");

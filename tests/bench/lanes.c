@@ -2,9 +2,9 @@
  *
  *   lanes [GIBIBYTES [REPEATS [RUN_KIB]]]    default 4, 3, 1024
  *
- * Two processes, loopback, touched memory in huge pages at both ends. Each line is one repeat: GiB/s from the first
- * byte to the last fence, and CPU seconds of source and destination per GiB. RUN_KIB below 1024 leaves a hole of 4 KiB
- * after each run, as scattered dirty pages do. */
+ * Two processes, loopback, touched memory in huge pages at both ends. Each line is one repeat:
+ * GiB/s from the first byte to the last fence, and CPU seconds of source and destination per GiB.
+ * RUN_KIB below 1024 leaves a hole of 4 KiB after each run, as scattered dirty pages do. */
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -186,7 +186,7 @@ static void lanes_source(struct bench *b, const struct address *peer)
     transport_close(t);
 }
 
-/* Memory of this process's own: what a fork shares would be copied page by page at the first write. */
+/* Memory of this process's own: what a fork shares is copied page by page at the first write. */
 static uint8_t *touched_memory(uint64_t size)
 {
     uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -241,7 +241,8 @@ static struct result run(struct bench *b)
     close(fds[0]);
     wait(NULL);
     gib = (double)b->moved / (1 << 30);
-    return (struct result){gib * 1e9 / (double)start, (double)cpu / 1e9 / gib, (double)far_cpu / 1e9 / gib};
+    return (struct result){gib * 1e9 / (double)start, (double)cpu / 1e9 / gib,
+                           (double)far_cpu / 1e9 / gib};
 }
 
 static void compare(struct bench *b)

@@ -1,6 +1,7 @@
-/* The parser of lane frames, fed with anything: whatever it lets through must be inside the open regions and as long
- * as the header says. Build with clang: -fsanitize=fuzzer,address, with transport/tcp/frame.c, transport/regions.c
- * and transport/base. The unit test tcp_frame includes this file and drives it with seeded random input. */
+/* The parser of lane frames, fed with anything: whatever it lets through must be inside the open
+ * regions and as long as the header says. Build with clang: -fsanitize=fuzzer,address, with
+ * transport/tcp/frame.c, transport/regions.c and transport/base. The unit test tcp_frame includes
+ * this file and drives it with seeded random input. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,7 +47,8 @@ static void fuzz_preface(const uint8_t *data, size_t size)
     struct error err = {0};
     uint16_t index = UINT16_MAX;
 
-    if (size >= PREFACE_SIZE && preface_decode(data, &expected, &index) == ANSWER_WELCOME && index >= 4)
+    if (size >= PREFACE_SIZE && preface_decode(data, &expected, &index) == ANSWER_WELCOME &&
+        index >= 4)
         abort();
     if (size >= ANSWER_SIZE && bind_answer_decode(data, &err) > 0)
         abort();

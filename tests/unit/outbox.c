@@ -1,5 +1,5 @@
-/* The source's half of a transport: how work is spread over lanes, and what comes out of it in which order. The tests
- * play the lanes themselves, in the same thread. */
+/* The source's half of a transport: how work is spread over lanes, and what comes out of it in
+ * which order. The tests play the lanes themselves, in the same thread. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
@@ -40,7 +40,8 @@ TestSuite(outbox, .init = set_up, .fini = tear_down, .timeout = 60);
 
 static struct transfer place(uint64_t offset, size_t length, void *cookie)
 {
-    return (struct transfer){.offset = offset, .bytes = memory + offset, .length = length, .cookie = cookie};
+    return (struct transfer){
+        .offset = offset, .bytes = memory + offset, .length = length, .cookie = cookie};
 }
 
 static int post(const struct transfer *transfers, unsigned n)
@@ -93,7 +94,8 @@ Test(outbox, a_lane_without_a_free_entry_is_passed_over)
         post_one(0, 1, memory);
     before = outbox_pending(&f.outbox.lanes[1]);
     post_one(0, 1, memory);
-    cr_expect_eq(outbox_pending(&f.outbox.lanes[1]), before + 1, "the lane with fewer bytes had no entry left");
+    cr_expect_eq(outbox_pending(&f.outbox.lanes[1]), before + 1,
+                 "the lane with fewer bytes had no entry left");
 }
 
 Test(outbox, a_batch_stays_together_up_to_a_quantum)
@@ -104,8 +106,8 @@ Test(outbox, a_batch_stays_together_up_to_a_quantum)
         batch[i] = place((uint64_t)i * PAGE, PAGE, memory);
     cr_assert_eq(post(batch, 512), 512);
     for (unsigned lane = 0; lane < 2; lane++) {
-        cr_assert_eq(outbox_pending(&f.outbox.lanes[lane]), 256, "lane %u got %u of 512 pages", lane,
-                     outbox_pending(&f.outbox.lanes[lane]));
+        cr_assert_eq(outbox_pending(&f.outbox.lanes[lane]), 256, "lane %u got %u of 512 pages",
+                     lane, outbox_pending(&f.outbox.lanes[lane]));
         for (unsigned i = 0; i < 256; i++)
             cr_expect_eq(outbox_entry(&f.outbox.lanes[lane], i)->offset, (lane * 256 + i) * PAGE);
     }
@@ -134,7 +136,7 @@ Test(outbox, bytes_outside_the_regions_are_refused)
         size_t length;
         int expected;
     } cases[] = {
-        {0, PAGE, 1}, {MEMORY - PAGE, PAGE, 1}, {MEMORY - PAGE, PAGE + 1, -EINVAL},
+        {0, PAGE, 1},         {MEMORY - PAGE, PAGE, 1}, {MEMORY - PAGE, PAGE + 1, -EINVAL},
         {MEMORY, 1, -EINVAL}, {UINT64_MAX, 1, -EINVAL},
     };
 
@@ -143,7 +145,8 @@ Test(outbox, bytes_outside_the_regions_are_refused)
         struct error err = {0};
         int result = outbox_post(&f.outbox, &f.regions, &transfer, 1, &err);
 
-        cr_expect_eq(result, cases[i].expected, "case %u: expected %d, got %d", i, cases[i].expected, result);
+        cr_expect_eq(result, cases[i].expected, "case %u: expected %d, got %d", i,
+                     cases[i].expected, result);
     }
 }
 
@@ -179,7 +182,8 @@ Test(outbox, a_full_array_holds_a_fence_back)
         cr_assert_eq(outbox_acknowledge(&f.outbox, &f.outbox.lanes[lane], 1, &err), 0);
     }
     cr_assert_eq(reap(completions, 1), 1);
-    cr_expect_eq(completions[0].kind, COMPLETION_TRANSFER, "the fence overtook a transfer it covers");
+    cr_expect_eq(completions[0].kind, COMPLETION_TRANSFER,
+                 "the fence overtook a transfer it covers");
     cr_assert_eq(reap(completions, 1), 1);
     cr_expect_eq(completions[0].kind, COMPLETION_FENCE);
 }
@@ -189,12 +193,15 @@ Test(outbox, acknowledgements_of_other_fences_are_refused)
     struct outbox_lane *lane = &f.outbox.lanes[0];
     struct error err = {0};
 
-    cr_expect_eq(outbox_acknowledge(&f.outbox, lane, 0, &err), -EPROTO, "one that was never posted");
+    cr_expect_eq(outbox_acknowledge(&f.outbox, lane, 0, &err), -EPROTO,
+                 "one that was never posted");
     cr_assert_eq(outbox_fence(&f.outbox, 1, &err), 0);
     cr_assert_eq(outbox_fence(&f.outbox, 2, &err), 0);
-    cr_expect_eq(outbox_acknowledge(&f.outbox, lane, 1, &err), -EPROTO, "one that was not sent yet");
+    cr_expect_eq(outbox_acknowledge(&f.outbox, lane, 1, &err), -EPROTO,
+                 "one that was not sent yet");
     send_all(lane);
-    cr_expect_eq(outbox_acknowledge(&f.outbox, lane, 2, &err), -EPROTO, "the second before the first");
+    cr_expect_eq(outbox_acknowledge(&f.outbox, lane, 2, &err), -EPROTO,
+                 "the second before the first");
     cr_expect_eq(outbox_acknowledge(&f.outbox, lane, 1, &err), 0);
     cr_expect_eq(outbox_acknowledge(&f.outbox, lane, 1, &err), -EPROTO, "the same one twice");
 }
@@ -251,7 +258,8 @@ Test(outbox, reap_comes_back_early_when_a_full_outbox_has_room_again)
     while (post(&page, 1))
         ;
     send_all(&f.outbox.lanes[0]);
-    cr_expect_eq(outbox_reap(&f.outbox, completions, 4, -1, &err), 0, "without a time limit: %s", err.text);
+    cr_expect_eq(outbox_reap(&f.outbox, completions, 4, -1, &err), 0, "without a time limit: %s",
+                 err.text);
     cr_expect_eq(post(&page, 1), 1);
 }
 

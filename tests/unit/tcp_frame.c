@@ -56,8 +56,8 @@ Test(tcp_frame, headers)
         struct error err = {0};
         int result;
 
-        put_header(bytes, cases[i].magic, cases[i].type, cases[i].zero, cases[i].count, cases[i].bytes,
-                   cases[i].fence);
+        put_header(bytes, cases[i].magic, cases[i].type, cases[i].zero, cases[i].count,
+                   cases[i].bytes, cases[i].fence);
         result = frame_header_decode(bytes, &header, &err);
         cr_expect_eq(result, cases[i].expected, "%s: expected %d, got %d (%s)", cases[i].what,
                      cases[i].expected, result, err.text);
@@ -75,7 +75,8 @@ Test(tcp_frame, a_header_decodes_to_what_was_encoded)
 
     frame_header_encode(&header, encoded);
     put_header(expected, magic, FRAME_BLOB, 0, 17, 0x54321, 0);
-    cr_expect(!memcmp(encoded, expected, sizeof expected), "the header's bytes differ from the format");
+    cr_expect(!memcmp(encoded, expected, sizeof expected),
+              "the header's bytes differ from the format");
 }
 
 enum { MAX_CASE_RUNS = 3 };
@@ -88,7 +89,8 @@ struct run_case {
     int expected; /* pieces (0 for blobs), or -errno */
 };
 
-static int parse(const struct run_case *c, struct regions *regions, struct iovec *pieces, struct error *err)
+static int parse(const struct run_case *c, struct regions *regions, struct iovec *pieces,
+                 struct error *err)
 {
     const struct frame_header header = {c->type, c->count, c->bytes, 0};
     uint8_t bytes[MAX_CASE_RUNS * FRAME_RUN_SIZE];
@@ -110,7 +112,12 @@ Test(tcp_frame, runs)
     const struct run_case cases[] = {
         {"a page", FRAME_PLACE, 1, 4096, {{0, 4096, 0}}, 1},
         {"the last byte", FRAME_PLACE, 1, 1, {{7, 1, small_size - 1}}, 1},
-        {"adjacent runs are one piece", FRAME_PLACE, 2, 12288, {{0, 4096, 8192}, {0, 8192, 12288}}, 1},
+        {"adjacent runs are one piece",
+         FRAME_PLACE,
+         2,
+         12288,
+         {{0, 4096, 8192}, {0, 8192, 12288}},
+         1},
         {"a hole between runs", FRAME_PLACE, 2, 8192, {{0, 4096, 0}, {0, 4096, 8192}}, 2},
         {"backwards", FRAME_PLACE, 2, 8192, {{0, 4096, 4096}, {0, 4096, 0}}, 2},
         {"two regions", FRAME_PLACE, 3, 3, {{0, 1, 0}, {7, 1, 0}, {0, 1, 1}}, 3},
@@ -118,7 +125,12 @@ Test(tcp_frame, runs)
         {"one byte too far", FRAME_PLACE, 1, 2, {{7, 2, small_size - 1}}, -EPROTO},
         {"an offset at the end", FRAME_PLACE, 1, 1, {{7, 1, small_size}}, -EPROTO},
         {"an offset that wraps", FRAME_PLACE, 1, 4096, {{0, 4096, UINT64_MAX - 4095}}, -EPROTO},
-        {"the second run is bad", FRAME_PLACE, 2, 8192, {{0, 4096, 0}, {0, 4096, 1 << 21}}, -EPROTO},
+        {"the second run is bad",
+         FRAME_PLACE,
+         2,
+         8192,
+         {{0, 4096, 0}, {0, 4096, 1 << 21}},
+         -EPROTO},
         {"an empty run", FRAME_PLACE, 2, 4096, {{0, 4096, 0}, {0, 0, 8192}}, -EPROTO},
         {"less than the header says", FRAME_PLACE, 1, 8192, {{0, 4096, 0}}, -EPROTO},
         {"more than the header says", FRAME_PLACE, 1, 4096, {{0, 8192, 0}}, -EPROTO},
@@ -160,7 +172,8 @@ Test(tcp_frame, a_sum_of_runs_does_not_wrap)
     for (unsigned i = 0; i < 2; i++)
         frame_run_encode(&sent[i], bytes + i * FRAME_RUN_SIZE);
     result = frame_runs_decode(&header, bytes, runs, &err);
-    cr_expect_eq(result, -EPROTO, "4 GiB and 4 KiB passed for 4 KiB: expected %d, got %d", -EPROTO, result);
+    cr_expect_eq(result, -EPROTO, "4 GiB and 4 KiB passed for 4 KiB: expected %d, got %d", -EPROTO,
+                 result);
 }
 
 Test(tcp_frame, prefaces)
@@ -196,14 +209,17 @@ Test(tcp_frame, prefaces)
         cr_expect_eq(answer, cases[i].answer, "%s: expected answer %d, got %d", cases[i].what,
                      (int)cases[i].answer, (int)answer);
         if (answer == ANSWER_WELCOME)
-            cr_expect_eq(index, cases[i].preface.index, "%s: took it for lane %u", cases[i].what, index);
+            cr_expect_eq(index, cases[i].preface.index, "%s: took it for lane %u", cases[i].what,
+                         index);
     }
 }
 
 Test(tcp_frame, answers)
 {
     for (unsigned answer = 0; answer <= ANSWER_COUNT; answer++) {
-        int expected = answer == ANSWER_WELCOME ? 0 : answer < ANSWER_COUNT ? -ECONNREFUSED : -EPROTO;
+        int expected = answer == ANSWER_WELCOME ? 0
+                       : answer < ANSWER_COUNT  ? -ECONNREFUSED
+                                                : -EPROTO;
         uint8_t bytes[ANSWER_SIZE];
         struct error err = {0};
         int result;

@@ -157,7 +157,8 @@ static unsigned loop_capabilities(const struct transport *t)
     return 0;
 }
 
-static int loop_listen(struct transport *t, const struct address *at, uint16_t *port, struct error *err)
+static int loop_listen(struct transport *t, const struct address *at, uint16_t *port,
+                       struct error *err)
 {
     struct loop_end *end = end_of(t);
     int result = latch_check(&end->latch, err);
@@ -218,17 +219,20 @@ static int loop_check_binding(struct loop_link *link, struct error *err)
     const struct transport_params *ours = &link->source.params, *theirs = &link->destination.params;
 
     if (memcmp(ours->token, theirs->token, TRANSPORT_TOKEN_SIZE) != 0)
-        return error_set(err, ECONNREFUSED, "lane 0 was turned away: the peer serves another session");
+        return error_set(err, ECONNREFUSED,
+                         "lane 0 was turned away: the peer serves another session");
     if (ours->epoch != theirs->epoch)
         return error_set(err, ECONNREFUSED, "lane 0 was turned away: epoch %u is not the peer's",
                          ours->epoch);
     if (ours->lanes != theirs->lanes)
-        return error_set(err, ECONNREFUSED, "lane 0 was turned away: the peer expects other than %u lanes",
+        return error_set(err, ECONNREFUSED,
+                         "lane 0 was turned away: the peer expects other than %u lanes",
                          ours->lanes);
     return 0;
 }
 
-static int loop_connect(struct transport *t, const struct address *peer, int timeout_ms, struct error *err)
+static int loop_connect(struct transport *t, const struct address *peer, int timeout_ms,
+                        struct error *err)
 {
     struct loop_end *end = end_of(t);
     struct loop_link *link = end->link;
@@ -254,7 +258,8 @@ static int loop_connect(struct transport *t, const struct address *peer, int tim
     return result;
 }
 
-static int loop_open_region(struct transport *t, const struct transport_region *region, struct error *err)
+static int loop_open_region(struct transport *t, const struct transport_region *region,
+                            struct error *err)
 {
     struct loop_end *end = end_of(t);
     int result = latch_check(&end->latch, err);
@@ -286,7 +291,8 @@ static int loop_check_source(struct loop_end *end, struct error *err)
     return 0;
 }
 
-static int loop_post(struct transport *t, const struct transfer *transfers, unsigned n, struct error *err)
+static int loop_post(struct transport *t, const struct transfer *transfers, unsigned n,
+                     struct error *err)
 {
     struct loop_end *end = end_of(t);
     int result = loop_check_source(end, err);
@@ -318,8 +324,8 @@ static bool nothing_to_reap(void *context)
     return false;
 }
 
-static int loop_reap(struct transport *t, struct completion *completions, unsigned max, int timeout_ms,
-                     struct error *err)
+static int loop_reap(struct transport *t, struct completion *completions, unsigned max,
+                     int timeout_ms, struct error *err)
 {
     struct loop_end *end = end_of(t);
 
@@ -403,7 +409,8 @@ static const struct transport_ops loop_ops = {
     .close = loop_close,
 };
 
-static void end_init(struct loop_link *link, struct loop_end *end, const struct transport_params *params)
+static void end_init(struct loop_link *link, struct loop_end *end,
+                     const struct transport_params *params)
 {
     end->transport.ops = &loop_ops;
     end->link = link;

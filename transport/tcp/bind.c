@@ -1,7 +1,8 @@
-/* Binding lanes to a session: who connects says which lane of which session and epoch it is, and is answered.
+/* Binding lanes to a session: who connects says which lane of which session and epoch it is, and is
+ * answered.
  *
- * Everybody who reaches the port may connect. A connection that says nothing, or too little, has a time limit of
- * its own and holds up nobody: all are served by one poll. */
+ * Everybody who reaches the port may connect. A connection that says nothing, or too little, has a
+ * time limit of its own and holds up nobody: all are served by one poll. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -41,15 +42,17 @@ static int set_blocking(int socket, bool blocking)
     return fcntl(socket, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK);
 }
 
-static int set_option(int socket, int level, int name, int value, const char *what, struct error *err)
+static int set_option(int socket, int level, int name, int value, const char *what,
+                      struct error *err)
 {
     if (setsockopt(socket, level, name, &value, sizeof value) < 0)
         return error_set_errno(err, errno, "cannot set %s of a lane", what);
     return 0;
 }
 
-/* tcp(7), socket(7). Buffer sizes are left to the kernel: it grows them to tcp_rmem and tcp_wmem (6 and 4 MiB by
- * default), while SO_SNDBUF and SO_RCVBUF stop that and are capped by rmem_max and wmem_max (208 KiB). */
+/* tcp(7), socket(7). Buffer sizes are left to the kernel: it grows them to tcp_rmem and tcp_wmem (6
+ * and 4 MiB by default), while SO_SNDBUF and SO_RCVBUF stop that and are capped by rmem_max and
+ * wmem_max (208 KiB). */
 static int set_options(int socket, unsigned dead_after_ms, struct error *err)
 {
     unsigned seconds = dead_after_ms / 1000;
@@ -97,7 +100,8 @@ static struct preface preface_of(const struct tcp *tcp, unsigned index)
 static int read_before(struct tcp *tcp, int socket, void *bytes, size_t size, uint64_t deadline,
                        struct error *err)
 {
-    struct pollfd fds[] = {{.fd = socket, .events = POLLIN}, {.fd = tcp->stop_fd, .events = POLLIN}};
+    struct pollfd fds[] = {{.fd = socket, .events = POLLIN},
+                           {.fd = tcp->stop_fd, .events = POLLIN}};
 
     for (size_t got = 0; got < size;) {
         int ready = poll(fds, 2, clock_ms_until(deadline));
@@ -117,7 +121,8 @@ static int read_before(struct tcp *tcp, int socket, void *bytes, size_t size, ui
     return 0;
 }
 
-static int introduce(struct tcp *tcp, int socket, unsigned index, uint64_t deadline, struct error *err)
+static int introduce(struct tcp *tcp, int socket, unsigned index, uint64_t deadline,
+                     struct error *err)
 {
     struct preface preface = preface_of(tcp, index);
     uint8_t bytes[PREFACE_SIZE], answer[ANSWER_SIZE];
@@ -138,7 +143,8 @@ static int connect_lane(struct tcp_lane *lane, const struct address *peer, uint6
     int result = socket;
 
     if (socket < 0)
-        return latch_ended(&tcp->latch) ? (error_clear(err), latch_check(&tcp->latch, err)) : socket;
+        return latch_ended(&tcp->latch) ? (error_clear(err), latch_check(&tcp->latch, err))
+                                        : socket;
     result = set_options(socket, tcp->params.dead_after_ms, err);
     if (!result)
         result = introduce(tcp, socket, lane->index, deadline, err);
@@ -291,8 +297,9 @@ static int reception_run(struct reception *r, uint64_t deadline, int timeout_ms,
             guests_welcome(r);
         drop_lost_lanes(r);
         if (r->bound < r->tcp->params.lanes && clock_now() >= deadline)
-            return error_set(err, ETIMEDOUT, "%u of %u lanes were opened by the source within %d ms",
-                             r->bound, r->tcp->params.lanes, timeout_ms);
+            return error_set(err, ETIMEDOUT,
+                             "%u of %u lanes were opened by the source within %d ms", r->bound,
+                             r->tcp->params.lanes, timeout_ms);
     }
     return 0;
 }

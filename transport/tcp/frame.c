@@ -40,7 +40,8 @@ static bool header_is_valid(const struct frame_header *h)
     return false;
 }
 
-int frame_header_decode(const uint8_t bytes[FRAME_HEADER_SIZE], struct frame_header *out, struct error *err)
+int frame_header_decode(const uint8_t bytes[FRAME_HEADER_SIZE], struct frame_header *out,
+                        struct error *err)
 {
     struct wire_reader r = wire_reader(bytes, FRAME_HEADER_SIZE);
     uint32_t magic = wire_get_u32(&r);
@@ -75,8 +76,8 @@ static bool run_is_valid(const struct frame_run *run, enum frame_type type)
            (run->length <= TRANSPORT_MAX_BLOB && run->region == 0 && run->offset == 0);
 }
 
-int frame_runs_decode(const struct frame_header *header, const uint8_t *bytes, struct frame_run *out,
-                      struct error *err)
+int frame_runs_decode(const struct frame_header *header, const uint8_t *bytes,
+                      struct frame_run *out, struct error *err)
 {
     struct wire_reader r = wire_reader(bytes, (size_t)header->count * FRAME_RUN_SIZE);
     uint64_t total = 0;
@@ -99,10 +100,11 @@ int frame_runs_decode(const struct frame_header *header, const uint8_t *bytes, s
 
 static int outside(const struct frame_run *run, struct error *err)
 {
-    return error_set(err, EPROTO,
-                     "the peer sent %u bytes for region %u offset %llu, which is not open here or not "
-                     "as large",
-                     run->length, run->region, (unsigned long long)run->offset);
+    return error_set(
+        err, EPROTO,
+        "the peer sent %u bytes for region %u offset %llu, which is not open here or not "
+        "as large",
+        run->length, run->region, (unsigned long long)run->offset);
 }
 
 int frame_runs_resolve(const struct frame_run *runs, unsigned count, struct regions *regions,
@@ -148,7 +150,8 @@ static bool tokens_equal(const uint8_t *a, const uint8_t *b)
     return difference == 0;
 }
 
-enum answer preface_decode(const uint8_t bytes[PREFACE_SIZE], const struct preface *expected, uint16_t *index)
+enum answer preface_decode(const uint8_t bytes[PREFACE_SIZE], const struct preface *expected,
+                           uint16_t *index)
 {
     struct wire_reader r = wire_reader(bytes, PREFACE_SIZE);
     uint64_t magic = wire_get_u64(&r);

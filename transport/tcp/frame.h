@@ -6,10 +6,10 @@
  *     PLACE    header, count runs, the bytes of the runs  -->  into guest RAM
  *     BLOB     header, count runs, the bytes of the runs  -->  to the decoder, one call a run
  *     FENCE    header                                     -->
- *              <----  ACKNOWLEDGE header                     all before the fence on this lane is applied
+ *              <----  ACKNOWLEDGE header                     all before it on this lane is applied
  *
- * A header and its runs are read whole and checked whole before a byte of what follows is applied. These
- * functions are pure: bytes in, structs out. */
+ * A header and its runs are read whole and checked whole before a byte of what follows is applied.
+ * These functions are pure: bytes in, structs out. */
 #ifndef TRANSPORT_TCP_FRAME_H
 #define TRANSPORT_TCP_FRAME_H
 
@@ -24,8 +24,9 @@ enum {
     FRAME_RUN_SIZE = 16,    /* region u32, length u32, offset u64 */
     FRAME_MAX_RUNS = 512,
     FRAME_MAX_BYTES = TRANSPORT_MAX_TRANSFER,
-    PREFACE_SIZE = 40, /* magic u64, version u16, index u16, count u16, zero u16, epoch u32, zero u32, token */
-    ANSWER_SIZE = 8,   /* magic u32, status u32 */
+    ANSWER_SIZE = 8,        /* magic u32, status u32 */
+    /* magic u64, version u16, index u16, count u16, zero u16, epoch u32, zero u32, token */
+    PREFACE_SIZE = 40,
 };
 
 enum frame_type { FRAME_PLACE = 1, FRAME_BLOB, FRAME_FENCE, FRAME_ACKNOWLEDGE };
@@ -45,15 +46,16 @@ struct frame_run {
 
 void frame_header_encode(const struct frame_header *header, uint8_t out[FRAME_HEADER_SIZE]);
 /* -EPROTO unless every field is as said above. */
-int frame_header_decode(const uint8_t bytes[FRAME_HEADER_SIZE], struct frame_header *out, struct error *err);
+int frame_header_decode(const uint8_t bytes[FRAME_HEADER_SIZE], struct frame_header *out,
+                        struct error *err);
 
 void frame_run_encode(const struct frame_run *run, uint8_t out[FRAME_RUN_SIZE]);
-/* Decodes header->count runs from count * FRAME_RUN_SIZE bytes. `header` has been decoded before. -EPROTO unless each
- * run is as said above and their lengths add up to header->bytes. */
-int frame_runs_decode(const struct frame_header *header, const uint8_t *bytes, struct frame_run *out,
-                      struct error *err);
-/* Where decoded PLACE runs land: at most `count` pieces of open regions, adjacent runs as one; returns how many.
- * -EPROTO when one is not inside an open region. Takes the lock of `regions`. */
+/* Decodes header->count runs from count * FRAME_RUN_SIZE bytes. `header` has been decoded before.
+ * -EPROTO unless each run is as said above and their lengths add up to header->bytes. */
+int frame_runs_decode(const struct frame_header *header, const uint8_t *bytes,
+                      struct frame_run *out, struct error *err);
+/* Where decoded PLACE runs land: at most `count` pieces of open regions, adjacent runs as one;
+ * returns how many. -EPROTO when one is not inside an open region. Takes the lock of `regions`. */
 int frame_runs_resolve(const struct frame_run *runs, unsigned count, struct regions *regions,
                        struct iovec *out, struct error *err);
 
@@ -74,12 +76,14 @@ struct preface {
 };
 
 void preface_encode(const struct preface *preface, uint8_t out[PREFACE_SIZE]);
-/* ANSWER_WELCOME when it is a lane of the session that `expected` describes (its index is ignored), and *index, below
- * expected->count, says which; else why not. The token is compared in constant time. */
-enum answer preface_decode(const uint8_t bytes[PREFACE_SIZE], const struct preface *expected, uint16_t *index);
+/* ANSWER_WELCOME when it is a lane of the session that `expected` describes (its index is ignored),
+ * and *index, below expected->count, says which; else why not. The token is compared in constant
+ * time. */
+enum answer preface_decode(const uint8_t bytes[PREFACE_SIZE], const struct preface *expected,
+                           uint16_t *index);
 
 void bind_answer_encode(enum answer answer, uint8_t out[ANSWER_SIZE]);
-/* 0 for ANSWER_WELCOME, -ECONNREFUSED with the reason for another, -EPROTO for what is no answer. */
+/* 0 for ANSWER_WELCOME, -ECONNREFUSED with the reason for others, -EPROTO for what is no answer. */
 int bind_answer_decode(const uint8_t bytes[ANSWER_SIZE], struct error *err);
 
 #endif

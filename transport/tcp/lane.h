@@ -26,7 +26,7 @@ struct tcp {
     struct latch latch;
     struct regions regions;
     struct outbox outbox;
-    int stop_fd; /* eventfd, readable from shutdown on: ends what waits for connections */
+    int stop_fd;          /* eventfd, readable from shutdown on: ends what waits for connections */
     int listener;         /* engine; -1 when not listening */
     atomic_int role;      /* enum tcp_role; set once all lanes are bound */
     unsigned running;     /* engine: threads to join */

@@ -13,7 +13,8 @@ struct tcp_receiver {
     uint8_t payload[FRAME_MAX_BYTES]; /* of BLOB frames */
 };
 
-static int receiver_lost(const struct tcp_lane *lane, ssize_t result, bool in_frame, struct error *err)
+static int receiver_lost(const struct tcp_lane *lane, ssize_t result, bool in_frame,
+                         struct error *err)
 {
     if (result == 0 || errno == ECONNRESET)
         return error_set(err, ECONNRESET, "lane %u closed by peer%s", lane->index,
@@ -37,10 +38,10 @@ static void pieces_advance(struct iovec **pieces, unsigned *count, size_t bytes)
     }
 }
 
-/* Reads all pieces full. SO_RCVTIMEO is the lane's limit: what arrives slowly goes on, silence ends it, except
- * between frames, where a source may have nothing to say. */
-static int receive_pieces(struct tcp_lane *lane, struct iovec *pieces, unsigned count, bool in_frame,
-                          struct error *err)
+/* Reads all pieces full. SO_RCVTIMEO is the lane's limit: what arrives slowly goes on, silence ends
+ * it, except between frames, where a source may have nothing to say. */
+static int receive_pieces(struct tcp_lane *lane, struct iovec *pieces, unsigned count,
+                          bool in_frame, struct error *err)
 {
     while (count) {
         struct msghdr message = {.msg_iov = pieces, .msg_iovlen = count};
@@ -57,16 +58,19 @@ static int receive_pieces(struct tcp_lane *lane, struct iovec *pieces, unsigned 
     return 0;
 }
 
-static int receive_bytes(struct tcp_lane *lane, void *bytes, size_t size, bool in_frame, struct error *err)
+static int receive_bytes(struct tcp_lane *lane, void *bytes, size_t size, bool in_frame,
+                         struct error *err)
 {
     struct iovec piece = {bytes, size};
 
     return receive_pieces(lane, &piece, 1, in_frame, err);
 }
 
-static int receive_runs(struct tcp_receiver *r, const struct frame_header *header, struct error *err)
+static int receive_runs(struct tcp_receiver *r, const struct frame_header *header,
+                        struct error *err)
 {
-    int result = receive_bytes(r->lane, r->run_bytes, (size_t)header->count * FRAME_RUN_SIZE, true, err);
+    int result =
+        receive_bytes(r->lane, r->run_bytes, (size_t)header->count * FRAME_RUN_SIZE, true, err);
 
     return result < 0 ? result : frame_runs_decode(header, r->run_bytes, r->runs, err);
 }

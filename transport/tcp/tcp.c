@@ -34,7 +34,8 @@ void tcp_fail(struct tcp *tcp, const struct error *cause)
         tcp_wake_all(tcp);
 }
 
-/* Signals are for the program's own threads; splice(2) to a closed socket raises one that nobody needs. */
+/* Signals are for the program's own threads; splice(2) to a closed socket raises one that nobody
+ * needs. */
 static int start_thread(struct tcp_lane *lane, void *(*main)(void *))
 {
     sigset_t all, before;
@@ -69,7 +70,8 @@ static unsigned tcp_capabilities(const struct transport *t)
     return TRANSPORT_HOLDS_SOURCE;
 }
 
-static int tcp_listen(struct transport *t, const struct address *at, uint16_t *port, struct error *err)
+static int tcp_listen(struct transport *t, const struct address *at, uint16_t *port,
+                      struct error *err)
 {
     struct tcp *tcp = tcp_of(t);
     int result = latch_check(&tcp->latch, err);
@@ -105,7 +107,8 @@ static int tcp_accept(struct transport *t, int timeout_ms, struct error *err)
     return tcp_start(tcp, TCP_DESTINATION, err);
 }
 
-static int tcp_connect(struct transport *t, const struct address *peer, int timeout_ms, struct error *err)
+static int tcp_connect(struct transport *t, const struct address *peer, int timeout_ms,
+                       struct error *err)
 {
     struct tcp *tcp = tcp_of(t);
     int result = latch_check(&tcp->latch, err);
@@ -118,7 +121,8 @@ static int tcp_connect(struct transport *t, const struct address *peer, int time
     return result < 0 ? result : tcp_start(tcp, TCP_SOURCE, err);
 }
 
-static int tcp_open_region(struct transport *t, const struct transport_region *region, struct error *err)
+static int tcp_open_region(struct transport *t, const struct transport_region *region,
+                           struct error *err)
 {
     struct tcp *tcp = tcp_of(t);
     int result = latch_check(&tcp->latch, err);
@@ -148,7 +152,8 @@ static int tcp_check_source(struct tcp *tcp, struct error *err)
     return result;
 }
 
-static int tcp_post(struct transport *t, const struct transfer *transfers, unsigned n, struct error *err)
+static int tcp_post(struct transport *t, const struct transfer *transfers, unsigned n,
+                    struct error *err)
 {
     struct tcp *tcp = tcp_of(t);
     int result = tcp_check_source(tcp, err);
@@ -180,8 +185,8 @@ static bool nothing_to_reap(void *context)
     return false;
 }
 
-static int tcp_reap(struct transport *t, struct completion *completions, unsigned max, int timeout_ms,
-                    struct error *err)
+static int tcp_reap(struct transport *t, struct completion *completions, unsigned max,
+                    int timeout_ms, struct error *err)
 {
     struct tcp *tcp = tcp_of(t);
 
@@ -277,7 +282,8 @@ static void tcp_init(struct tcp *tcp, const struct transport_params *params)
     }
 }
 
-int tcp_transport_new(const struct transport_params *params, struct transport **out, struct error *err)
+int tcp_transport_new(const struct transport_params *params, struct transport **out,
+                      struct error *err)
 {
     struct tcp *tcp = calloc(1, sizeof *tcp);
     int result;
