@@ -133,10 +133,12 @@ struct transport_ops {
     int (*post)(struct transport *t, const struct transfer *transfers, unsigned n, struct error *err);
     /* Source: what was posted starts to move now. */
     int (*kick)(struct transport *t, struct error *err);
-    /* Source: posts fence `id` (greater than all before) behind everything posted so far, on every lane. */
+    /* Source: posts fence `id` (greater than all before) behind everything posted so far, on every lane.
+     * -EAGAIN when too many are outstanding (1024 here; reap first), -EINVAL when `id` does not grow. */
     int (*fence)(struct transport *t, uint64_t id, struct error *err);
     /* Source: up to `max` completions; waits at most timeout_ms for the first (0: does not wait, -1: no
-     * limit). Returns how many, 0 when none came. Destination: returns 0 after timeout_ms, or the error that
+     * limit). Returns how many, 0 when none came; early, too, when a post found no room and there is room
+     * again. Destination: returns 0 after timeout_ms, or the error that
      * ended the transport, at once; a lane closed by the source is -ECONNRESET (whether that was expected is
      * for the session to know). */
     int (*reap)(struct transport *t, struct completion *completions, unsigned max, int timeout_ms,
