@@ -11,12 +11,14 @@ RATE = 12000  # pages/s: 47 MiB/s
 LINK = "rate=24M"
 LAB = {"memory": "128M", "workload": f"touch=64M,hot=48M,rate={RATE}"}
 LIMIT_MS, STALL_MS = 300, 150
+FULL = 0.8  # of the speed before: a guest left throttled is far below, one on a busy machine is not
 
 
 def gives_up(context):
     with World() as world:
         source, destination = world.host("a"), world.host("b")
         source.lab(accel=context.accel, **LAB)
+        before = writing_speed(source, "guest")
         migration = source.start_migrate("guest", destination.receive().uri, "--filter", LINK, "--throttle", "none",
                                          "--max-time", "10s")
         code = migration.wait(40)
@@ -26,8 +28,8 @@ def gives_up(context):
         expect("converge" in said, f"expected it to say that it will not converge; it said {said[-1000:]}")
         expect(running([(source, "guest")]), "expected the guest to run on the source")
         after = writing_speed(source, "guest")
-        print(f"gave up after {taken:.1f} s; the guest writes {after:.0f} pages/s of {RATE}")
-        expect(after >= 0.9 * RATE, f"expected full speed, {RATE} pages/s, after the migration was given up; got {after:.0f}")
+        print(f"gave up after {taken:.1f} s; the guest writes {after:.0f} pages/s, before {before:.0f}")
+        expect(after >= FULL * before, f"expected full speed, {before:.0f} pages/s as before, after giving up; got {after:.0f}")
         source.check("guest")
 
 
@@ -35,6 +37,7 @@ def throttles(context):
     with World() as world:
         source, destination = world.host("a"), world.host("b")
         source.lab(accel=context.accel, **LAB)
+        before = writing_speed(source, "guest")
         report = source.migrate("guest", destination.receive().uri, "--filter", LINK, "--throttle", "auto",
                                 "--downtime-limit", f"{LIMIT_MS}ms", seconds=120)
         throttle = max(entry["throttle_percent"] for entry in report["rounds"])
@@ -44,7 +47,7 @@ def throttles(context):
         expect(report["downtime_ms"] <= LIMIT_MS + STALL_MS,
                f"expected a downtime within {LIMIT_MS} ms (and {STALL_MS} ms of a busy machine); got {report['downtime_ms']}")
         after = writing_speed(destination, "guest")
-        expect(after >= 0.9 * RATE, f"expected full speed, {RATE} pages/s, after the move; got {after:.0f}")
+        expect(after >= FULL * before, f"expected full speed, {before:.0f} pages/s as before the move; got {after:.0f}")
         destination.check("guest")
 
 
