@@ -80,17 +80,17 @@ void latch_wait(struct latch *l, bool (*ready)(void *context), void *context, in
     if (timeout_ms == 0)
         return;
     pthread_mutex_lock(&l->lock);
-    l->sleeper = 1;
+    l->sleepers++;
     while (!result && !l->code && !ready(context))
         result = timeout_ms < 0 ? pthread_cond_wait(&l->changed, &l->lock)
                                 : pthread_cond_timedwait(&l->changed, &l->lock, &deadline);
-    l->sleeper = 0;
+    l->sleepers--;
     pthread_mutex_unlock(&l->lock);
 }
 
 void latch_wake(struct latch *l)
 {
-    if (!atomic_load(&l->sleeper))
+    if (!atomic_load(&l->sleepers))
         return;
     pthread_mutex_lock(&l->lock);
     pthread_cond_broadcast(&l->changed);

@@ -10,8 +10,8 @@
 #include "transport/base/error.h"
 
 struct latch {
-    atomic_int code;     /* positive errno; 0 while all is well. Set under lock, read anywhere */
-    atomic_uint sleeper; /* 1 while latch_wait sleeps; wakers need the lock only then */
+    atomic_int code;      /* positive errno; 0 while all is well. Set under lock, read anywhere */
+    atomic_uint sleepers; /* in latch_wait; wakers need the lock only when there are any */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct error first; /* under lock */
@@ -32,7 +32,7 @@ static inline bool latch_ended(struct latch *l)
 /* 0 while all is well, else -errno with its text. Any thread. */
 int latch_check(struct latch *l, struct error *err);
 
-/* Sleeps until ready(context), the end, or timeout_ms (-1: no limit). One thread at a time. `ready`
+/* Sleeps until ready(context), the end, or timeout_ms (-1: no limit). `ready`
  * runs under the lock and must look at sequentially consistent atomics only; who changes them calls
  * latch_wake. */
 void latch_wait(struct latch *l, bool (*ready)(void *context), void *context, int timeout_ms);
