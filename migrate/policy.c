@@ -9,11 +9,11 @@
 
 /* How the decision falls, first match wins:
  *
- *   predicted downtime <= limit                      switch over
- *   max_time is over                                 give up, or switch over by force
- *   pause, load and state alone exceed the limit     give up after FUTILE_ROUNDS: no round can help
- *   STALLED_ROUNDS at one throttle made no progress  more throttle, where allowed
- *   otherwise                                        another round
+ *   predicted downtime <= limit                            switch over
+ *   max_time is over                                       give up, or switch over by force
+ *   pause, load and state alone exceed the limit           give up after FUTILE_ROUNDS: none can
+ * help no progress in STALLED_ROUNDS, or in a throttled one   more throttle, where allowed
+ *   otherwise                                              another round
  *
  * A guest that dirties faster than its pages are sent is no reason to give up: its load may fall,
  * and the operator, whom `why` and the ETA tell that it will not end as things go, may cancel or
@@ -21,7 +21,7 @@
 enum {
     MARGIN_PAGES = 16,     /* written at the pause itself: by the VMM, by the last instructions */
     MARGIN_FACTOR = 2,     /* on the pages that get dirty until the vCPUs stand still: bursts */
-    STALLED_ROUNDS = 2,    /* without progress at the throttle in force, before it is raised */
+    STALLED_ROUNDS = 2,    /* without progress, before the guest is throttled at all */
     PROGRESS_PERCENT = 75, /* a round has made progress if at most so much of it is dirty again */
     FUTILE_ROUNDS = 3,
     THROTTLE_STEP = 10,
@@ -134,14 +134,17 @@ static bool is_stalled(const struct policy_round *round)
     return (double)round->dirty_pages_after * 100 > (double)round->pages * PROGRESS_PERCENT;
 }
 
-static bool is_stalled_at_this_throttle(const struct policy_input *input)
+/* A throttled round was measured at that throttle from end to end, so one says that it does not
+ * suffice; to begin with throttling takes more, for it costs the guest. */
+static bool is_stuck(const struct policy_input *input)
 {
     const struct policy_round *last = last_round(input);
+    size_t needed = last->throttle ? 1 : STALLED_ROUNDS;
 
-    if (input->round_count < STALLED_ROUNDS)
+    if (input->round_count < needed)
         return false;
-    for (size_t back = 0; back < STALLED_ROUNDS; back++) {
-        if (!is_stalled(last - back) || (last - back)->throttle != last->throttle)
+    for (size_t back = 0; back < needed; back++) {
+        if (!is_stalled(last - back))
             return false;
     }
     return true;
@@ -188,7 +191,7 @@ static enum reason find_reason(const struct policy_input *input, const struct po
         return limits->on_timeout == ON_TIMEOUT_FORCE ? REASON_FORCED : REASON_TIMEOUT;
     if (is_futile(input, limits))
         return REASON_FUTILE;
-    if (!is_stalled_at_this_throttle(input))
+    if (!is_stuck(input))
         return REASON_GOES_ON;
     if (may_throttle_more(input, limits))
         return REASON_THROTTLE;
@@ -215,12 +218,15 @@ static struct policy_decision decide(const struct policy_input *input,
 
 /* Short enough that the longest sentence below fits `why`. */
 struct figures {
+    const char *remedy;
     char predicted[16], limit[16], last[16], dirtied[16], sent[16], shortest[16], elapsed[16];
 };
 
 static void format_figures(const struct policy_input *input, const struct policy_limits *limits,
                            const struct policy_decision *d, struct figures *out)
 {
+    out->remedy = limits->throttle_max ? "a larger --downtime-limit"
+                                       : "--throttle auto, a larger --downtime-limit";
     format_time(d->predicted_downtime_ns, out->predicted, sizeof(out->predicted));
     format_time(limits->downtime_ns, out->limit, sizeof(out->limit));
     format_size(d->predicted_last_bytes, out->last, sizeof(out->last));
@@ -245,8 +251,8 @@ static void explain_end(enum reason reason, const struct figures *f, char *why, 
         snprintf(why, size,
                  "does not converge in %s: the guest dirties %s, the lanes send %s, predicted "
                  "downtime %s "
-                 "(limit %s); use --throttle auto, a larger --downtime-limit or --on-timeout force",
-                 f->elapsed, f->dirtied, f->sent, f->predicted, f->limit);
+                 "(limit %s); use %s or --on-timeout force",
+                 f->elapsed, f->dirtied, f->sent, f->predicted, f->limit, f->remedy);
     else
         snprintf(why, size,
                  "pause, device state and resume alone take %s at %s, the limit is %s; use a "
@@ -267,12 +273,11 @@ static void explain_round(enum reason reason, const struct figures *f, unsigned 
                  "(limit %s)",
                  throttle, f->dirtied, f->sent, f->predicted, f->limit);
     else
-        snprintf(
-            why, size,
-            "%s: the guest dirties %s, the lanes send %s, predicted downtime %s (limit %s); use "
-            "--throttle auto or a larger --downtime-limit",
-            reason == REASON_SLOW ? "converges slowly" : "as things go, never converges",
-            f->dirtied, f->sent, f->predicted, f->limit);
+        snprintf(why, size,
+                 "%s: the guest dirties %s, the lanes send %s, predicted downtime %s (limit %s); "
+                 "use %s or --max-time",
+                 reason == REASON_SLOW ? "converges slowly" : "as things go, never converges",
+                 f->dirtied, f->sent, f->predicted, f->limit, f->remedy);
 }
 
 struct policy_decision policy_decide(const struct policy_input *input,
