@@ -21,10 +21,10 @@ static void print_heading(FILE *out, const struct measurement *m)
         fprintf(out, "guest to %s\n", m->destination);
         return;
     }
-    fprintf(out, "%s guest \"%s\" (%s, %s, %u vCPU%s, %s) to %s, %u lane%s%s%s\n", m->guest_kind,
-            m->guest_name, m->accel, m->tracker, m->vcpus, m->vcpus == 1 ? "" : "s", memory,
-            m->destination, m->lanes, m->lanes == 1 ? "" : "s", m->filter[0] ? ", filter " : "",
-            m->filter);
+    fprintf(out, "%s guest \"%s\" (%s, %s%s%u vCPU%s, %s) to %s, %u lane%s%s%s\n", m->guest_kind,
+            m->guest_name, m->accel, m->tracker, m->tracker[0] ? ", " : "", m->vcpus,
+            m->vcpus == 1 ? "" : "s", memory, m->destination, m->lanes, m->lanes == 1 ? "" : "s",
+            m->filter[0] ? ", filter " : "", m->filter);
 }
 
 static void print_result(FILE *out, const struct measurement *m)
@@ -161,7 +161,8 @@ char *measurement_to_table(const struct measurement *m, uint64_t gap_ns)
     print_result(out, m);
     print_rounds(out, m);
     print_times(out, m, gap_ns);
-    print_volume(out, m);
+    if (m->round_count)
+        print_volume(out, m);
     print_cpu(out, m);
     failed = ferror(out);
     failed |= fclose(out);
