@@ -1,9 +1,14 @@
-/* KVM's dirty rings, one per vCPU: a page is entered when it is first written after being armed.
- * Entries are harvested by the session's thread, or by a vCPU's own whose ring is full;
- * KVM_RESET_DIRTY_RINGS then arms the pages again.
+/* KVM's dirty rings, one per vCPU: a page is entered when it is first written after being armed
+ * (where KVM interprets the guest, at every store). Entries are harvested by collect, by a vCPU
+ * whose ring is filling, and by a reaper; KVM_RESET_DIRTY_RINGS then arms the pages again.
  *
- * A harvested page is a mark in the map. It is published only by collect, and only after the reset:
- * a page handed out before would miss the writes in between. */
+ * A harvested page is a mark in the bitmap. It is published only by collect, and only after the
+ * reset: a page handed out before would miss the writes in between.
+ *
+ * KVM stops a vCPU whose ring is full when it enters the guest. A KVM that interprets may stay
+ * there for long and overrun the ring, and then entries are lost. That shows: a ring can be filled
+ * whole only by an overrun, since KVM stops short of it. The tracker then fails for good, rather
+ * than the guest being corrupted. */
 #include <errno.h>
 #include <linux/kvm.h>
 #include <stdlib.h>
@@ -12,12 +17,18 @@
 
 #include "migrate/guest/lab/dirty_bitmap.h"
 #include "migrate/guest/lab/vm.h"
+#include "transport/base/clock.h"
 #include "transport/base/log.h"
+
+enum { REAPER_PERIOD_MS = 2 };
 
 struct dirty_ring {
     struct tracker tracker;
     struct lab *lab;
     bool started;
+    bool overrun; /* guarded by lab.tracker_lock, as is quit */
+    bool quit;
+    pthread_t reaper;
     struct dirty_bitmap maps[LAB_MAX_REGIONS];
 };
 
@@ -26,20 +37,25 @@ static struct dirty_ring *of(struct tracker *t)
     return (struct dirty_ring *)t;
 }
 
-/* Takes the filled entries of one ring; ring NULL: drops them. tracker_lock held. */
+/* Takes the filled entries of one ring; tracker NULL: drops them. tracker_lock held. */
 static void harvest_vcpu(struct dirty_ring *ring, const struct machine *m,
                          struct machine_vcpu *vcpu)
 {
     for (;;) {
-        struct kvm_dirty_gfn *entry = &vcpu->ring[vcpu->ring_next & (m->ring_entries - 1)];
+        struct kvm_dirty_gfn *entry = &vcpu->ring[vcpu->ring_harvested & (m->ring_entries - 1)];
         uint32_t flags = __atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE);
 
         if (!(flags & KVM_DIRTY_GFN_F_DIRTY) || flags & KVM_DIRTY_GFN_F_RESET)
             return;
+        if (vcpu->ring_harvested - vcpu->ring_reset >= m->ring_entries - 1) {
+            if (ring)
+                ring->overrun = true;
+            return;
+        }
         if (ring && entry->slot < m->slot_count)
             dirty_bitmap_mark(&ring->maps[entry->slot], entry->offset, 1);
         __atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
-        vcpu->ring_next++;
+        vcpu->ring_harvested++;
     }
 }
 
@@ -50,23 +66,106 @@ static void harvest(struct dirty_ring *ring, struct machine *m)
             harvest_vcpu(ring, m, &m->vcpu[i]);
 }
 
-static int reset(const struct machine *m, struct error *err)
+/* A signal that is pending makes KVM give up in the middle. tracker_lock held. */
+static int reset(struct machine *m, struct error *err)
 {
-    if (ioctl(m->vm, KVM_RESET_DIRTY_RINGS, 0) < 0)
+    int ret;
+
+    do
+        ret = ioctl(m->vm, KVM_RESET_DIRTY_RINGS, 0);
+    while (ret < 0 && errno == EINTR);
+    if (ret < 0)
         return error_set_errno(err, errno, "re-arming the pages in KVM's dirty rings failed");
+    for (unsigned i = 0; i < m->vcpus; i++)
+        __atomic_store_n(&m->vcpu[i].ring_reset, m->vcpu[i].ring_harvested, __ATOMIC_RELAXED);
     return 0;
 }
 
-void dirty_ring_full(struct lab *lab)
+static int harvest_and_reset(struct dirty_ring *ring, struct machine *m, struct error *err)
+{
+    harvest(ring, m);
+    if (ring && ring->overrun)
+        return error_set(
+            err, EOVERFLOW,
+            "KVM overran a dirty ring of %u entries, so writes may have been lost; use --tracker "
+            "dirty-log",
+            m->ring_entries);
+    return reset(m, err);
+}
+
+/* True when the ring holds a quarter of its entries or more. Any thread. */
+static bool is_filling(const struct machine *m, const struct machine_vcpu *vcpu)
+{
+    uint32_t at = __atomic_load_n(&vcpu->ring_reset, __ATOMIC_RELAXED) + m->ring_entries / 4;
+
+    return __atomic_load_n(&vcpu->ring[at & (m->ring_entries - 1)].flags, __ATOMIC_RELAXED) != 0;
+}
+
+void dirty_ring_relieve(struct lab *lab, unsigned vcpu, bool full)
 {
     struct error err = {0};
+    bool overrun;
 
-    harvest(lab->ring, lab->machine);
-    if (reset(lab->machine, &err) < 0)
-        log_line(LOG_ERROR, "guest %s: %s", lab->name, err.text);
+    if (!full && !is_filling(lab->machine, &lab->machine->vcpu[vcpu]))
+        return;
+    pthread_mutex_lock(&lab->tracker_lock);
+    harvest_and_reset(lab->ring, lab->machine, &err);
+    overrun = lab->ring && lab->ring->overrun;
+    pthread_mutex_unlock(&lab->tracker_lock);
+    if (overrun && full) /* it stays full until the tracker is closed: no use in spinning */
+        clock_sleep_until(clock_now() + REAPER_PERIOD_MS * NS_PER_MS);
+}
+
+static bool any_filling(const struct machine *m)
+{
+    for (unsigned i = 0; i < m->vcpus; i++)
+        if (is_filling(m, &m->vcpu[i]))
+            return true;
+    return false;
+}
+
+/* Empties rings that fill while their vCPUs stay in KVM. */
+static void *reaper_main(void *argument)
+{
+    struct dirty_ring *ring = argument;
+    struct lab *lab = ring->lab;
+    struct error err = {0};
+    bool quit = false;
+
+    while (!quit) {
+        clock_sleep_until(clock_now() + REAPER_PERIOD_MS * NS_PER_MS);
+        pthread_mutex_lock(&lab->tracker_lock);
+        quit = ring->quit;
+        if (!quit && !ring->overrun && any_filling(lab->machine) &&
+            harvest_and_reset(ring, lab->machine, &err) < 0)
+            log_line(LOG_ERROR, "guest %s: %s", lab->name, err.text);
+        pthread_mutex_unlock(&lab->tracker_lock);
+    }
+    return NULL;
 }
 
 /* What an earlier tracking left in the rings is of no interest. */
+static int attach(struct dirty_ring *ring, struct error *err)
+{
+    struct lab *lab = ring->lab;
+    int ret;
+
+    pthread_mutex_lock(&lab->tracker_lock);
+    ret = harvest_and_reset(NULL, lab->machine, err);
+    ring->overrun = ring->quit = false;
+    lab->ring = ring;
+    pthread_mutex_unlock(&lab->tracker_lock);
+    return ret;
+}
+
+static void detach(struct dirty_ring *ring)
+{
+    pthread_mutex_lock(&ring->lab->tracker_lock);
+    ring->quit = true;
+    ring->lab->ring = NULL;
+    pthread_mutex_unlock(&ring->lab->tracker_lock);
+}
+
 static int ring_start(struct tracker *t, struct error *err)
 {
     struct dirty_ring *ring = of(t);
@@ -75,14 +174,14 @@ static int ring_start(struct tracker *t, struct error *err)
 
     for (unsigned i = 0; i < lab->region_count; i++)
         dirty_bitmap_clear(&ring->maps[i]);
-    pthread_mutex_lock(&lab->tracker_lock);
-    harvest(NULL, lab->machine);
-    ret = reset(lab->machine, err);
-    lab->ring = ring;
-    pthread_mutex_unlock(&lab->tracker_lock);
-    if (ret == 0)
-        ret = machine_log_writes(lab->machine, true, err);
-    ring->started = ret == 0;
+    if ((ret = attach(ring, err)) < 0 ||
+        (ret = lab_start_thread(&ring->reaper, reaper_main, ring, err)) < 0)
+        goto detach_ring;
+    ret = machine_log_writes(lab->machine, true, err);
+    ring->started = true;
+    return ret;
+detach_ring:
+    detach(ring);
     return ret;
 }
 
@@ -94,8 +193,7 @@ static int ring_collect(struct tracker *t, uint64_t *pages, struct error *err)
 
     *pages = 0;
     pthread_mutex_lock(&lab->tracker_lock);
-    harvest(ring, lab->machine);
-    ret = reset(lab->machine, err);
+    ret = harvest_and_reset(ring, lab->machine, err);
     if (ret == 0)
         for (unsigned i = 0; i < lab->region_count; i++)
             *pages += dirty_bitmap_publish(&ring->maps[i]);
@@ -153,26 +251,30 @@ static void ring_mark(struct tracker *t, uint32_t region, uint64_t page, uint64_
 static void ring_stop(struct tracker *t)
 {
     struct dirty_ring *ring = of(t);
-    struct lab *lab = ring->lab;
     struct error err = {0};
 
-    if (ring->started && machine_log_writes(lab->machine, false, &err) < 0)
+    if (!ring->started)
+        return;
+    detach(ring);
+    pthread_join(ring->reaper, NULL);
+    if (machine_log_writes(ring->lab->machine, false, &err) < 0)
         log_line(LOG_WARNING, "%s", err.text);
     ring->started = false;
-    pthread_mutex_lock(&lab->tracker_lock);
-    lab->ring = NULL;
-    pthread_mutex_unlock(&lab->tracker_lock);
 }
 
 static void ring_close(struct tracker *t)
 {
     struct dirty_ring *ring = of(t);
     struct lab *lab = ring->lab;
+    struct error err = {0};
 
     ring_stop(t);
     pthread_mutex_lock(&lab->tracker_lock);
     lab->tracker = NULL;
     pthread_mutex_unlock(&lab->tracker_lock);
+    /* An overrun ring stays full for ever, and the vCPU with it: the guest goes on without it. */
+    if (ring->overrun && lab_change_tracking(lab, MACHINE_DIRTY_LOG, &err) < 0)
+        log_line(LOG_ERROR, "%s", err.text);
     for (unsigned i = 0; i < LAB_MAX_REGIONS; i++)
         dirty_bitmap_free(&ring->maps[i]);
     free(ring);

@@ -70,23 +70,32 @@ static int enable(int vm, uint32_t capability, uint64_t argument, const char *wh
     return 0;
 }
 
-static int enable_tracking(struct machine *m, struct error *err)
+static int enable_ring(struct machine *m, struct error *err)
 {
-    uint64_t bytes = (uint64_t)m->ring_entries * sizeof(struct kvm_dirty_gfn);
-    int most;
+    static const uint32_t capabilities[] = {KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING};
 
-    if (m->tracking == MACHINE_DIRTY_LOG)
-        return enable(m->vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-                      "manual dirty log protection", err);
-    most = ioctl(m->vm, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
-    if (most > 0)
-        return enable(m->vm, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, bytes, "dirty ring", err);
-    most = ioctl(m->vm, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING);
-    if (most > 0)
-        return enable(m->vm, KVM_CAP_DIRTY_LOG_RING, bytes, "dirty ring", err);
+    for (size_t i = 0; i < sizeof capabilities / sizeof capabilities[0]; i++) {
+        int most = ioctl(m->vm, KVM_CHECK_EXTENSION, capabilities[i]);
+
+        if (most <= 0)
+            continue;
+        m->ring_entries = MACHINE_RING_ENTRIES;
+        while (m->ring_entries * sizeof(struct kvm_dirty_gfn) > (size_t)most)
+            m->ring_entries /= 2;
+        return enable(m->vm, capabilities[i], m->ring_entries * sizeof(struct kvm_dirty_gfn),
+                      "dirty ring", err);
+    }
     return error_set(
         err, ENOTSUP,
         "KVM here has no dirty ring (Linux 5.11 and newer have); use --tracker dirty-log");
+}
+
+static int enable_tracking(struct machine *m, struct error *err)
+{
+    if (m->tracking == MACHINE_DIRTY_RING)
+        return enable_ring(m, err);
+    return enable(m->vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+                  "manual dirty log protection", err);
 }
 
 static int make_vm(struct machine *m, struct error *err)
@@ -195,7 +204,6 @@ int machine_new(const struct machine_params *params, struct machine **out, struc
         return error_set(err, ENOMEM, "out of memory for a virtual machine");
     m->kvm = m->vm = -1;
     m->tracking = params->tracking;
-    m->ring_entries = params->ring_entries ? params->ring_entries : MACHINE_RING_ENTRIES;
     ret = fill(m, params, err);
     if (ret < 0) {
         machine_free(m);

@@ -14,12 +14,11 @@
 /* KVM offers the dirty log or the dirty ring, never both in one virtual machine. */
 enum machine_tracking { MACHINE_DIRTY_LOG, MACHINE_DIRTY_RING };
 
-enum { MACHINE_RING_ENTRIES = 65536 / 2, MACHINE_MAX_SLOTS = 2 };
+enum { MACHINE_RING_ENTRIES = 65536, MACHINE_MAX_SLOTS = 2 };
 
 struct machine_params {
     unsigned vcpus;
     enum machine_tracking tracking;
-    uint32_t ring_entries; /* power of two, per vCPU; 0: MACHINE_RING_ENTRIES */
     const struct cpu_model *cpu;
     const struct guest_region *regions; /* 0: from address 0, 1: from LAB_HIGH_RAM_START */
     unsigned region_count;
@@ -29,15 +28,16 @@ struct machine_vcpu {
     int fd;
     struct kvm_run *run;
     struct kvm_dirty_gfn *ring; /* NULL without MACHINE_DIRTY_RING */
-    uint32_t ring_next;         /* the entry to harvest next; guarded by the tracker's lock */
+    /* Counts of entries harvested and of those armed again; written under the tracker's lock. */
+    uint32_t ring_harvested, ring_reset;
 };
 
 struct machine {
     int kvm, vm;
     size_t run_size;
     enum machine_tracking tracking;
-    uint32_t ring_entries;
-    uint32_t xsave_size; /* bytes that KVM_GET_XSAVE2 fills */
+    uint32_t ring_entries; /* a power of two */
+    uint32_t xsave_size;   /* bytes that KVM_GET_XSAVE2 fills */
     unsigned slot_count;
     struct kvm_userspace_memory_region slots[MACHINE_MAX_SLOTS];
     unsigned vcpus;

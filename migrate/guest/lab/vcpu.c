@@ -135,9 +135,7 @@ static void handle_exit(struct lab_vcpu *v, struct kvm_run *run)
             memset(run->mmio.data, 0xff, sizeof run->mmio.data);
         return;
     case KVM_EXIT_DIRTY_RING_FULL:
-        pthread_mutex_lock(&v->lab->tracker_lock);
-        dirty_ring_full(v->lab);
-        pthread_mutex_unlock(&v->lab->tracker_lock);
+        dirty_ring_relieve(v->lab, v->index, true);
         return;
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
@@ -168,6 +166,8 @@ static void run_once(struct lab_vcpu *v)
         snprintf(text, sizeof text, "KVM_RUN failed: %s", strerror(-ret));
         fail(v, text);
     }
+    if (kvm->ring)
+        dirty_ring_relieve(v->lab, v->index, false);
 }
 
 /* A port read or write is part of the vCPU's state only once KVM has been entered again: until then
@@ -229,8 +229,7 @@ static void *vcpu_main(void *argument)
     return NULL;
 }
 
-/* Threads of a guest take no signals but the kick: all others belong to the program. */
-static int start_thread(pthread_t *thread, void *(*main)(void *), void *argument, struct error *err)
+int lab_start_thread(pthread_t *thread, void *(*main)(void *), void *argument, struct error *err)
 {
     sigset_t all, before;
     int ret;
@@ -253,7 +252,7 @@ int lab_start_threads(struct lab *lab, struct error *err)
         lab->vcpu[i].lab = lab;
         lab->vcpu[i].index = i;
         lab->vcpu[i].parked = true;
-        ret = start_thread(&lab->vcpu[i].thread, vcpu_main, &lab->vcpu[i], err);
+        ret = lab_start_thread(&lab->vcpu[i].thread, vcpu_main, &lab->vcpu[i], err);
         if (ret == 0)
             lab->vcpu_threads++;
     }
@@ -372,7 +371,7 @@ int lab_throttle(struct lab *lab, unsigned percent, struct error *err)
         pthread_join(lab->throttle_thread, NULL);
         lab->has_throttle_thread = false;
     } else if (percent > 0 && !lab->has_throttle_thread) {
-        ret = start_thread(&lab->throttle_thread, throttle_main, lab, err);
+        ret = lab_start_thread(&lab->throttle_thread, throttle_main, lab, err);
         lab->has_throttle_thread = ret == 0;
     }
     return ret;

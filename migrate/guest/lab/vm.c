@@ -118,9 +118,9 @@ int lab_new(const struct lab_config *config, const struct cpu_model *cpu, struct
 
 void lab_free(struct lab *lab)
 {
-    lab_stop_threads(lab);
     if (lab->tracker)
         lab->tracker->ops->close(lab->tracker);
+    lab_stop_threads(lab);
     machine_free(lab->machine);
     for (unsigned i = 0; i < lab->region_count; i++)
         if (lab->regions[i].host)

@@ -78,9 +78,14 @@ int lab_guest_boot(const struct lab_config *config, const void *image, size_t si
 /* Host address of guest-physical [address, address+length), or NULL if that is not RAM. vm.c */
 void *lab_memory(struct lab *lab, uint64_t address, uint64_t length);
 
-/* The trackers. dirty_ring_full: by a vCPU's thread whose ring is full, with tracker_lock held. */
+/* Starts a thread that takes no signals but the vCPUs' kick: all others belong to the program.
+ * vcpu.c */
+int lab_start_thread(pthread_t *thread, void *(*main)(void *), void *argument, struct error *err);
+
 int dirty_log_new(struct lab *lab, struct tracker **out, struct error *err);
 int dirty_ring_new(struct lab *lab, struct tracker **out, struct error *err);
-void dirty_ring_full(struct lab *lab);
+/* By a vCPU's thread after each exit: empties the rings when its own is filling; `full`: KVM says
+ * that it is. */
+void dirty_ring_relieve(struct lab *lab, unsigned vcpu, bool full);
 
 #endif
