@@ -136,6 +136,22 @@ void test_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
     TEST_CHECK(true, !(text)[0], #text " is empty", ##__VA_ARGS__)
 #define cr_expect_str_empty(text, ...)                                                             \
     TEST_CHECK(false, !(text)[0], #text " is empty", ##__VA_ARGS__)
+#define cr_assert_str_not_empty(text, ...)                                                         \
+    TEST_CHECK(true, (text)[0], #text " is not empty", ##__VA_ARGS__)
+#define cr_expect_str_not_empty(text, ...)                                                         \
+    TEST_CHECK(false, (text)[0], #text " is not empty", ##__VA_ARGS__)
+#define cr_assert_arr_eq(a, b, size, ...)                                                          \
+    TEST_CHECK(true, memcmp((a), (b), (size)) == 0, #a " is " #b, ##__VA_ARGS__)
+#define cr_expect_arr_eq(a, b, size, ...)                                                          \
+    TEST_CHECK(false, memcmp((a), (b), (size)) == 0, #a " is " #b, ##__VA_ARGS__)
+#define cr_assert_arr_neq(a, b, size, ...)                                                         \
+    TEST_CHECK(true, memcmp((a), (b), (size)) != 0, #a " is not " #b, ##__VA_ARGS__)
+#define cr_expect_arr_neq(a, b, size, ...)                                                         \
+    TEST_CHECK(false, memcmp((a), (b), (size)) != 0, #a " is not " #b, ##__VA_ARGS__)
+#define cr_assert_float_eq(a, b, e, ...)                                                           \
+    TEST_CHECK(true, (a) - (b) <= (e) && (b) - (a) <= (e), #a " is about " #b, ##__VA_ARGS__)
+#define cr_expect_float_eq(a, b, e, ...)                                                           \
+    TEST_CHECK(false, (a) - (b) <= (e) && (b) - (a) <= (e), #a " is about " #b, ##__VA_ARGS__)
 #define cr_assert_fail(...) TEST_CHECK(true, false, "fails", ##__VA_ARGS__)
 #define cr_expect_fail(...) TEST_CHECK(false, false, "fails", ##__VA_ARGS__)
 #define cr_fail(...)        TEST_CHECK(false, false, "fails", ##__VA_ARGS__)
