@@ -146,6 +146,25 @@ Test(userfaultfd, peek_and_mark)
     tear_down(&f);
 }
 
+/* One write to an armed huge page makes 4 KiB dirty, not 2 MiB. */
+Test(userfaultfd, grain_in_huge_pages)
+{
+    struct fixture f = set_up(16 * MIB);
+    uint64_t bits[TRACKER_WORDS_PER_CHUNK];
+
+    madvise(f.base, f.region.size, MADV_HUGEPAGE);
+    memset(f.base, 1, f.region.size);
+    madvise(f.base, f.region.size, MADV_NOHUGEPAGE);
+    start(&f);
+    f.base[5 * MIB] = 2;
+    f.base[9 * MIB + 4096] = 2;
+    cr_expect_eq(collect(&f), 2);
+    cr_expect_eq(take(&f, 5, bits), 1);
+    cr_expect_eq(take(&f, 9, bits), 1);
+    cr_expect_eq(bits[0], 2);
+    tear_down(&f);
+}
+
 /* The kernel writing for us, as recv into guest RAM does. */
 Test(userfaultfd, sees_system_calls)
 {
@@ -251,7 +270,7 @@ static uint64_t copy_round(struct fixture *f, uint8_t *copy)
     return copied;
 }
 
-static void stress(unsigned writers, uint64_t size, unsigned rounds)
+static void stress(unsigned writers, uint64_t size, unsigned rounds, bool huge)
 {
     struct fixture f = set_up(size);
     uint8_t *copy = mmap(NULL, size, PROT_READ | PROT_WRITE,
@@ -261,6 +280,11 @@ static void stress(unsigned writers, uint64_t size, unsigned rounds)
     uint64_t copied = 0, written = 0;
 
     cr_assert_neq(copy, MAP_FAILED);
+    if (huge) {
+        madvise(f.base, size, MADV_HUGEPAGE);
+        memset(f.base, 1, size);
+        memset(copy, 1, size);
+    }
     start(&f);
     for (unsigned i = 0; i < writers; i++) {
         w[i] = (struct writer){
@@ -291,16 +315,21 @@ static void stress(unsigned writers, uint64_t size, unsigned rounds)
 
 Test(userfaultfd, no_write_is_lost_by_one_writer)
 {
-    stress(1, 64 * MIB, 60);
+    stress(1, 64 * MIB, 60, false);
 }
 
 Test(userfaultfd, no_write_is_lost_by_four_writers)
 {
-    stress(4, 64 * MIB, 60);
+    stress(4, 64 * MIB, 60, false);
 }
 
 /* Few pages, so that nearly every copy meets a write. */
 Test(userfaultfd, no_write_is_lost_in_a_tight_place)
 {
-    stress(4, MIB, 3000);
+    stress(4, MIB, 3000, false);
+}
+
+Test(userfaultfd, no_write_is_lost_in_huge_pages)
+{
+    stress(2, 64 * MIB, 60, true);
 }

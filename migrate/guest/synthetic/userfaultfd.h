@@ -11,9 +11,10 @@
 /* 0 when this kernel and this user can do it; else -errno and what is missing. */
 int userfaultfd_probe(struct error *err);
 
-/* A tracker over private anonymous mappings of this process, 4 KiB pages only (MADV_NOHUGEPAGE: a
- * huge page is dirty as a whole). The regions outlive it. tracker_ops.start fails with -EBUSY while
- * another one tracks them. */
+/* A tracker over private anonymous mappings of this process. The grain is 4 KiB: the kernel splits
+ * an armed huge page at its first write. (A huge page that comes anew while tracking is dirty as a
+ * whole; MADV_NOHUGEPAGE avoids that.) The regions outlive the tracker. tracker_ops.start fails
+ * with -EBUSY while another one tracks them. */
 int userfaultfd_tracker_new(const struct guest_region *regions, unsigned count,
                             struct tracker **out, struct error *err);
 
