@@ -8,19 +8,24 @@
 
 struct clock {
     const char *name; /* as the ready line says it */
-    unsigned naps;    /* how many rests vCPU 0 may take between two calls of gap */
 
     void (*init)(void);
     /* Nanoseconds; any vCPU. */
     uint64_t (*now)(void);
     /* Rests for up to `ns`, or less. Any vCPU. */
     void (*sleep)(uint64_t ns);
+    /* vCPU 0: rests from the look `from` until `until`, or less. Returns the newest time it knows
+     * of that no gap came before. */
+    uint64_t (*rest)(uint64_t from, uint64_t until);
     /* How many times the guest has been moved. Any vCPU. */
     uint32_t (*moves)(void);
     /* vCPU 0, at each look, before `moves`: the pause that this look has ended, if it has ended
      * one, as far as the clock tells. `ns` is how long the look before is ago. */
     uint64_t (*gap)(uint64_t now, uint64_t ns);
 };
+
+/* vCPU 0 measures the gap that a move makes: by so much it may measure it too long. */
+#define NAP_NS 2500000ull
 
 bool clock_vmm_present(void);
 extern const struct clock clock_vmm, clock_tsc;

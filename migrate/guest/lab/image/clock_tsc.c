@@ -63,7 +63,7 @@ static uint64_t calibrate(void)
         uint64_t end = next_second();
 
         hertz = end - begin;
-        if (hertz > previous - previous / 512 && hertz < previous + previous / 512)
+        if (hertz > previous - previous / 128 && hertz < previous + previous / 128)
             break;
         previous = hertz;
         begin = end;
@@ -84,6 +84,12 @@ static void tsc_sleep(uint64_t ns)
 
     while (tsc_now() - begin < ns)
         spin_hint();
+}
+
+static uint64_t tsc_rest(uint64_t from, uint64_t until)
+{
+    tsc_sleep(until - from < NAP_NS ? until - from : NAP_NS);
+    return from;
 }
 
 static uint32_t tsc_moves(void)
@@ -119,10 +125,10 @@ static uint64_t tsc_gap(uint64_t now, uint64_t ns)
 
 const struct clock clock_tsc = {
     .name = "tsc",
-    .naps = 1,
     .init = tsc_init,
     .now = tsc_now,
     .sleep = tsc_sleep,
+    .rest = tsc_rest,
     .moves = tsc_moves,
     .gap = tsc_gap,
 };

@@ -7,8 +7,6 @@
 
 #define PASS_NS      1000000ull /* from look to look while writing */
 #define PACE_NS      2000000ull /* from pass to pass when a rate is to be held */
-#define NAP_NS       2500000ull /* by so much vCPU 0 may measure a gap too long */
-#define NAP_LATE_NS  1000000ull
 #define REST_NS      20000000ull
 #define NOT_ASKED_NS 100000ull
 enum { BATCH_MIN = 32, BATCH_START = 64, BATCH_MAX = 1 << 16 };
@@ -70,34 +68,14 @@ static uint64_t look(struct vcpu *v)
     return now;
 }
 
-static void nap(const struct vcpu *v, uint64_t now, uint64_t most)
+static void rest(struct vcpu *v, uint64_t now)
 {
     uint64_t ns = v->rest_until - now;
 
-    guest.clock->sleep(ns < most ? ns : most);
-}
-
-/* vCPU 0 measures the gap that a move makes, from its newest look on. So it rests in short naps,
- * and notes the time between them as long as there was no gap. */
-static void rest_keeper(struct vcpu *v, uint64_t now)
-{
-    for (unsigned naps = guest.clock->naps; naps; naps--) {
-        nap(v, now, NAP_NS);
-        if (naps == 1 || v->rest_until - now <= NAP_NS)
-            return;
-        now = guest.clock->now();
-        if (now - v->looked > NAP_NS + NAP_LATE_NS || now >= v->rest_until)
-            return;
-        v->looked = now;
-    }
-}
-
-static void rest(struct vcpu *v, uint64_t now)
-{
     if (v->number == 0)
-        rest_keeper(v, now);
+        v->looked = guest.clock->rest(now, v->rest_until);
     else
-        nap(v, now, REST_NS);
+        guest.clock->sleep(ns < REST_NS ? ns : REST_NS);
 }
 
 /* Returns how many pages it has written. */
