@@ -23,6 +23,7 @@ def hop(context, tracker, lanes, vcpus):
             rounds.append(len(report["rounds"]))
             wait_until(lambda: "guest" not in here.guests(), 10, f"the source of hop {number} to be gone")
             account = there.check("guest")
+            wait_until(lambda: there.written("guest") > account["pages_written"], 10, "the guest to write on after its check")
             expect(account["moves"] == number, f"expected the guest to have seen {number} moves; got {account}")
             here, there = there, here
         print(f"{tracker}, {lanes} lanes, {vcpus} vCPUs: {HOPS} hops, rounds {rounds}, "
