@@ -154,8 +154,15 @@ Test(channel, two_channels_keep_each_other_alive_and_agree_on_time, .timeout = 3
     open_one(&f);
     wakeup_init(&wakeup);
     cr_assert_eq(channel_open(dup(f.peer), &wakeup, &other, &err), 0);
+    /* Nobody pings before his first message: the greeting must come first. */
+    cr_assert_eq(channel_send(f.channel, MESSAGE_READY, NULL, 0, &err), 0);
+    cr_assert_eq(channel_send(other, MESSAGE_READY, NULL, 0, &err), 0);
     clock_sleep_until(clock_now() + (CHANNEL_DEAD_AFTER_MS + 1500) * NS_PER_MS);
-    cr_expect(!channel_lost(f.channel) && !channel_lost(other), "a live peer was declared dead");
+    struct message none;
+    cr_expect_eq(channel_poll(f.channel, &none, &err), 1);
+    cr_expect_eq(channel_poll(other, &none, &err), 1);
+    cr_expect_eq(channel_poll(f.channel, &none, &err), 0, "a live peer was declared dead: %s", err.text);
+    cr_expect_eq(channel_poll(other, &none, &err), 0, "a live peer was declared dead: %s", err.text);
     int64_t offset = channel_clock_offset(f.channel);
     cr_expect(llabs(offset) < (int64_t)(50 * NS_PER_MS), "one clock, but an offset of %lld ns", (long long)offset);
     cr_expect_gt(channel_round_trip(f.channel), 0);
