@@ -71,7 +71,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
 
     if (code >= 0)
         return code;
-    if (address_parse(arguments[0], &destination, &err) < 0)
+    if (cli_destination(arguments[0], &destination, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "%s", err.text);
     if (values.guest[0])
         return check_guest(self, arguments[0], &destination, values.guest);

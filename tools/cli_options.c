@@ -105,6 +105,16 @@ int cli_throttle(const struct cli_option *option, const char *text, void *field,
     return 0;
 }
 
+int cli_destination(const char *uri, struct address *out, struct error *err)
+{
+    int rc = address_parse(uri, out, err);
+
+    if (rc == 0 && strcmp(out->scheme, "tcp") != 0)
+        return error_set(err, EINVAL, "'%s' has a scheme that is not there: write tcp://HOST:PORT",
+                         uri);
+    return rc;
+}
+
 static size_t option_count(const struct cli_option *options)
 {
     size_t count = 0;

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "transport/base/address.h"
 #include "transport/base/error.h"
 
 /* Exit codes of `wander migrate` (design: "Command line"); the other subcommands use the first
@@ -70,6 +71,9 @@ int cli_filter(const struct cli_option *option, const char *text, void *field,
                struct error *err); /* a filter spec */
 int cli_throttle(const struct cli_option *option, const char *text, void *field,
                  struct error *err); /* unsigned percent: auto, none or MAX% */
+
+/* Where a migration can go to: a URI of a scheme there is a transport for. -EINVAL. */
+int cli_destination(const char *uri, struct address *out, struct error *err);
 
 /* Reads the options into `values` (which holds the defaults) and the rest into `arguments` (NULL
  * where there is none). Returns 0, 1 when --help was asked for, or -EINVAL. Uses getopt's globals:

@@ -269,7 +269,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     if (code >= 0)
         return code;
     if (guest_name_check(arguments[0], &err) < 0 ||
-        address_parse(arguments[1], &values.migrate.destination, &err) < 0)
+        cli_destination(arguments[1], &values.migrate.destination, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "%s", err.text);
     if (values.json[0] && atomic_file_open(values.json, &json, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "--json: %s", err.text);

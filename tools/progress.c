@@ -94,7 +94,12 @@ char *progress_bar(const struct migration_status *status, unsigned width, char *
 char *progress_line(const struct migration_status *status, char *out, size_t size)
 {
     char head[32], detail[TEXT_SIZE], bytes[32];
+    bool over = status->phase >= MIGRATION_IN_DOUBT; /* then the message says it all */
 
+    if (over && status->message[0]) {
+        snprintf(out, size, "%s", status->message);
+        return out;
+    }
     if (status->phase != MIGRATION_PRECOPY) {
         snprintf(out, size, "%s%s%s", headline(status, head, sizeof(head)),
                  status->message[0] ? ": " : "", status->message);

@@ -59,7 +59,7 @@ static int parse_listen(const struct cli_option *option, const char *text, void 
                         struct error *err)
 {
     (void)option;
-    return address_parse(text, field, err);
+    return cli_destination(text, field, err);
 }
 
 static int parse_kind(const struct cli_option *option, const char *text, void *field,
@@ -368,8 +368,6 @@ static int check_values(const struct receive_values *values, struct error *err)
 {
     if (!values->listen.scheme[0])
         return error_set(err, EINVAL, "expected --listen tcp://HOST:PORT");
-    if (strcmp(values->listen.scheme, "tcp") != 0)
-        return error_set(err, EINVAL, "--listen: only tcp:// can be listened at");
     if (!values->insecure && !address_is_loopback(&values->listen))
         return error_set(err, EPERM,
                          "--listen: '%s' is not loopback, and there is no authentication: whoever "

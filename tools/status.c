@@ -39,14 +39,11 @@ static void detail(const cJSON *status, char *out, size_t size)
     const cJSON *migration = cJSON_GetObjectItemCaseSensitive(status, "migration");
     const cJSON *incoming = cJSON_GetObjectItemCaseSensitive(status, "incoming");
     struct migration_status progress;
-    char text[32];
 
     if (migration && control_progress_from_json(migration, &progress, NULL) == 0)
         progress_line(&progress, out, size);
     else if (incoming)
-        snprintf(out, size, "%s received, %s",
-                 format_size(control_number(incoming, "received_bytes", 0), text, sizeof(text)),
-                 control_text(status, "message"));
+        snprintf(out, size, "%s", control_text(status, "message"));
     else
         snprintf(
             out, size, "%s",

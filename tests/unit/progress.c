@@ -56,7 +56,8 @@ static const struct line_case {
     {{.phase = MIGRATION_PRECOPY, .eta_ns = UINT64_MAX}, {"never"}},
     {{.phase = MIGRATION_PRECOPY, .throttle = 30}, {"throttled 30%"}},
     {{.phase = MIGRATION_SWITCHOVER, .message = "pausing"}, {"switching over: pausing"}},
-    {{.phase = MIGRATION_IN_DOUBT, .message = "silent"}, {"in doubt", "silent"}},
+    {{.phase = MIGRATION_STUCK}, {"stuck"}},
+    {{.phase = MIGRATION_IN_DOUBT, .message = "silent"}, {"silent"}},
 };
 
 Test(progress, lines_say_what_is_known)
