@@ -199,26 +199,24 @@ static void get_clock(struct wire_reader *r, struct vm_state *state)
     state->clock_at = wire_get_u64(r);
 }
 
+static void get_chip(struct wire_reader *r, unsigned index, struct vm_state *state)
+{
+    struct kvm_irqchip *chip = &state->irqchips[index];
+
+    chip->chip_id = index;
+    wire_get_bytes(r, &chip->chip, sizeof chip->chip);
+}
+
 static void get_whole(struct wire_reader *r, uint16_t id, struct vm_state *state)
 {
-    struct kvm_irqchip *chip = &state->irqchips[(id - STATE_PIC_MASTER) % VM_IRQCHIPS];
-
-    switch (id) {
-    case STATE_CLOCK:
+    if (id == STATE_CLOCK)
         get_clock(r, state);
-        return;
-    case STATE_DEVICES:
+    else if (id == STATE_DEVICES)
         get_devices(r, &state->devices);
-        return;
-    case STATE_PIC_MASTER:
-    case STATE_PIC_SLAVE:
-    case STATE_IOAPIC:
-        chip->chip_id = id - STATE_PIC_MASTER;
-        wire_get_bytes(r, &chip->chip, sizeof chip->chip);
-        return;
-    default:
+    else if (id >= STATE_PIC_MASTER && id <= STATE_IOAPIC)
+        get_chip(r, id - STATE_PIC_MASTER, state);
+    else
         r->failed = true;
-    }
 }
 
 static void get_xsave(struct wire_reader *r, struct vcpu_state *state)
