@@ -135,8 +135,9 @@ void progress_estimate(struct progress_rate *rate, struct migration_status *stat
 bool progress_due(struct progress_pace *pace, const struct migration_status *status, uint64_t now)
 {
     bool same = pace->begun && pace->phase == status->phase && pace->round == status->round;
+    bool blank = status->phase == MIGRATION_PRECOPY && status->round_bytes == 0;
 
-    if (same && now - pace->last_ns < 2 * NS_PER_S)
+    if (blank || (same && now - pace->last_ns < 2 * NS_PER_S))
         return false;
     *pace = (struct progress_pace){true, status->phase, status->round, now};
     return true;

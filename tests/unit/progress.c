@@ -89,7 +89,8 @@ Test(progress, a_pipe_gets_a_line_per_change_and_every_two_seconds)
     struct progress_pace pace = {0};
 
     for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
-        struct migration_status status = {.phase = steps[i].phase, .round = steps[i].round};
+        struct migration_status status = {
+            .phase = steps[i].phase, .round = steps[i].round, .round_bytes = 1};
         bool due = progress_due(&pace, &status, 7 + steps[i].ms * NS_PER_MS);
 
         cr_expect_eq(due, steps[i].due, "step %zu: expected %d, got %d", i, steps[i].due, due);
