@@ -284,6 +284,7 @@ int source_commit(struct migration *m, struct error *err)
         release(m);
         return 0;
     }
+    m->destination_settled = true;
     result = ownership_move(&m->ownership, OWNERSHIP_COMMITTING, OWNERSHIP_OWNER, err);
     return result ? result : error_set(err, ECONNABORTED, "%s", commit_error.text);
 }

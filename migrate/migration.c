@@ -204,7 +204,8 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
     note_totals(m);
     close_lanes(m);
     close_tracker(m);
-    source_tell_abort(m, why->text);
+    if (!m->destination_settled)
+        source_tell_abort(m, why->text);
     ownership_attach(&m->ownership, NULL);
     record_remove(m->record);
     m->record = NULL;

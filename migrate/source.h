@@ -56,6 +56,7 @@ struct migration {
     struct address session_peer; /* the destination's session port */
     struct guest_state state;
     bool guest_paused;           /* by us */
+    bool destination_settled;    /* it has given the guest up and said so */
     struct measurement measurement;
     struct policy_round history[SOURCE_HISTORY];
     size_t history_count;
