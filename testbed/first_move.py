@@ -18,7 +18,7 @@ PAGE, MIB = 4096, 1 << 20
 NEEDED_SHARE = 0.25   # of the measured goodput is written meanwhile, at least
 WANTED_SHARE = 0.5    # what is aimed at, since a busy machine slows the guest down
 LAST_SHARE = 0.2      # of the hot set may be left for the pause: so it takes several rounds
-FIXED_MS = 20         # of the pause, whatever is left to send
+FIXED_MS = 40         # of the pause, whatever is left to send
 
 
 def parse_options():

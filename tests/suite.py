@@ -123,7 +123,7 @@ def run_program(name, argv, environment, limit, count):
         print(f"    {line}", end="", flush=True)
     code = process.wait()
     signal.alarm(0)
-    found = [match.groups() for match in (re.match(r"(ok|FAIL|skip) ([^:(]+)[:(]? ?(.*)", line) for line in lines) if match]
+    found = [match.groups() for match in (re.match(r"(ok|FAIL|skip) ([^:(]+?)(?:: | \()(.*)", line) for line in lines) if match]
     for result, case, why in found:
         count.add(result, f"{name}/{case.strip()}", why)
     results = [result for result, _, _ in found]

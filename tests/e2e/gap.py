@@ -3,17 +3,22 @@
 5 ms, whichever is larger, in at least 18 of 20 moves."""
 
 from cases import run_cases
-from hosts import World, expect, wait_until
+from hosts import Failure, World, expect, wait_until
 
 MOVES, NEEDED = 20, 18
 
 
 def seen_gap_ms(host, move):
-    def account():
-        found = host.workload("guest")
-        return found if found and found["moves"] == move and found["gap_ns"] else None
+    accounts = []
 
-    return wait_until(account, 15, f"the guest's own measurement of move {move}")["gap_ns"] / 1e6
+    def account():
+        accounts.append(host.workload("guest"))
+        return accounts[-1] and accounts[-1]["moves"] == move and accounts[-1]["gap_ns"]
+
+    try:
+        return wait_until(account, 15, f"the guest's own measurement of move {move}") / 1e6
+    except Failure as failure:
+        raise Failure(f"{failure}; its account: {accounts[-1]}") from None
 
 
 def agreement(context):

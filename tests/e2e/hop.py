@@ -5,13 +5,14 @@ compares all vCPU state after loading it and refuses to go on when a register di
 import itertools
 
 from cases import run_cases
-from hosts import World, expect, wait_until
+from hosts import SLOW, World, expect, wait_until
 
 HOPS = 20
+LIMIT_MS = 50
 
 
 def hop(context, tracker, lanes, vcpus):
-    options = ["--lanes", lanes, "--downtime-limit", "30ms", "--throttle", "auto"] + (["--tracker", tracker] if context.accel == "kvm" else [])
+    options = ["--lanes", lanes, "--downtime-limit", f"{LIMIT_MS * SLOW:.0f}ms", "--throttle", "auto"] + (["--tracker", tracker] if context.accel == "kvm" else [])
     with World() as world:
         here, there = world.host("a"), world.host("b")
         uri = {host: host.receive().uri for host in (here, there)}

@@ -31,7 +31,7 @@ def skipped_transfer(context):
             code = disturbed.migration.wait(60)
             said = disturbed.migration.output()
             outcome = outcomes.settle(disturbed)
-            table.counts["skip"][outcome] += 1
+            table.counts["dropped transfer"][outcome] += 1
             if code == EXIT_MIGRATED:  # what was dropped had to go again anyway
                 continue
             expect(code == EXIT_FAILED, f"expected exit code 1; got {code}: {said[-1000:]}")
