@@ -7,7 +7,8 @@
 #include <stdint.h>
 
 struct clock {
-    const char *name; /* as the ready line says it */
+    const char *name;  /* as the ready line says it */
+    bool counts_moves; /* else it guesses them from gaps, which a busy host makes as well */
 
     void (*init)(void);
     /* Nanoseconds; any vCPU. */

@@ -125,6 +125,7 @@ static uint64_t tsc_gap(uint64_t now, uint64_t ns)
 
 const struct clock clock_tsc = {
     .name = "tsc",
+    .counts_moves = false,
     .init = tsc_init,
     .now = tsc_now,
     .sleep = tsc_sleep,

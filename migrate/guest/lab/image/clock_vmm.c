@@ -57,6 +57,7 @@ static uint64_t vmm_gap(uint64_t now, uint64_t ns)
 
 const struct clock clock_vmm = {
     .name = "vmm-port",
+    .counts_moves = true,
     .init = vmm_init,
     .now = vmm_now,
     .sleep = vmm_sleep,

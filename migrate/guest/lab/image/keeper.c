@@ -9,7 +9,7 @@
 #define CONSOLE_NS 10000000ull
 
 static struct {
-    uint32_t moves;
+    uint32_t moves, check_moves; /* the newest; when the newest check was asked for */
     bool checking, check_asked;
     uint64_t bad_reported[MAX_VCPUS]; /* of each vCPU's check_bad */
     uint64_t console_at;
@@ -25,6 +25,7 @@ static void ask_for_check(void)
 {
     keeper.checking = true;
     keeper.check_asked = false;
+    keeper.check_moves = keeper.moves;
     __atomic_fetch_add(&check.request, 1, __ATOMIC_SEQ_CST);
     __atomic_store_n(&check.moves, keeper.moves, __ATOMIC_SEQ_CST);
 }
@@ -86,7 +87,7 @@ static void report_check(void)
             finder = &vcpu_table[i];
     }
     line_begin("check");
-    line_number("move", keeper.moves);
+    line_number("move", keeper.check_moves);
     line_number("pages", pages);
     line_number("bad", bad);
     if (finder) {
@@ -104,13 +105,22 @@ void keeper_init(uint64_t now)
     keeper.console_at = now;
 }
 
+/* A real move begins the check anew. Gaps can follow so closely that no check would ever end: then
+ * one goes on, and another follows it. */
+static void note_move(uint32_t moves, uint64_t gap)
+{
+    keeper.moves = moves;
+    if (guest.clock->counts_moves || !keeper.checking)
+        ask_for_check();
+    keeper.check_asked = keeper.check_moves != moves;
+    __atomic_store_n(&check.moves, moves, __ATOMIC_SEQ_CST);
+    report_move(gap);
+}
+
 void keeper_look(uint64_t now, uint32_t moves, uint64_t gap)
 {
-    if (moves != keeper.moves) {
-        keeper.moves = moves;
-        ask_for_check();
-        report_move(gap);
-    }
+    if (moves != keeper.moves)
+        note_move(moves, gap);
     if (now - keeper.console_at >= CONSOLE_NS) {
         keeper.console_at = now;
         keeper.check_asked |= console_received('c');

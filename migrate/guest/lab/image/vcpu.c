@@ -105,7 +105,7 @@ static void work(struct vcpu *v, uint64_t now)
         rest(v, now);
 }
 
-/* After a move nothing is written before vCPU 0 has asked for the check of it. */
+/* After a move nothing is written before vCPU 0 has noted it. */
 static void pass(struct vcpu *v)
 {
     uint64_t now = look(v);

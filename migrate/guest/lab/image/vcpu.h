@@ -21,7 +21,7 @@ struct workload_guest {
  * before `moves`, and read after it, so that whoever sees the newest move sees its check too. */
 struct check_request {
     uint32_t request; /* goes up by one a check */
-    uint32_t moves;   /* the newest move that a check was asked for; 0 before the first */
+    uint32_t moves;   /* the newest move that vCPU 0 has noted */
 };
 
 /* The rate as a schedule: `written` pages at `since`, then one after another at its time. */
