@@ -100,7 +100,7 @@ static void expect_answer(struct control_connection *c, int expected, const char
     cJSON_Delete(reply);
 }
 
-Test(control_server, answers_bad_lines_and_goes_on)
+Test(control_server, answers_bad_lines_and_goes_on, .timeout = 60)
 {
     static const char status[] = "{\"command\":\"status\"}\n";
     struct control_connection c;
@@ -128,7 +128,7 @@ Test(control_server, answers_bad_lines_and_goes_on)
     free(longest);
 }
 
-Test(control_server, two_clients_get_their_own_answers)
+Test(control_server, two_clients_get_their_own_answers, .timeout = 60)
 {
     struct control_request request = {.command = CONTROL_STATUS};
     struct control_connection c[2];
@@ -153,7 +153,7 @@ Test(control_server, two_clients_get_their_own_answers)
 }
 
 /* 64 MB of answers that nobody reads: the client goes, the others are served. */
-Test(control_server, drops_a_client_that_does_not_read)
+Test(control_server, drops_a_client_that_does_not_read, .timeout = 60)
 {
     static const char request[] = "{\"command\":\"console\"}\n";
     struct control_connection c;
@@ -176,7 +176,7 @@ Test(control_server, drops_a_client_that_does_not_read)
     finish(&f);
 }
 
-Test(control_server, stops_although_a_client_does_not_read)
+Test(control_server, stops_although_a_client_does_not_read, .timeout = 60)
 {
     static const char request[] = "{\"command\":\"console\"}\n";
     struct control_connection c;
@@ -191,7 +191,7 @@ Test(control_server, stops_although_a_client_does_not_read)
     control_close(&c);
 }
 
-Test(control_server, a_name_is_held_until_it_is_given_back)
+Test(control_server, a_name_is_held_until_it_is_given_back, .timeout = 60)
 {
     char directory[] = "/tmp/wander-runtime-XXXXXX", path[128];
     char(*names)[GUEST_NAME_SIZE];
