@@ -7,9 +7,11 @@
 #include <stdlib.h>
 
 #include "migrate/guest/lab/abi.h"
+#include "migrate/guest/lab/state_format.h"
+#include "migrate/guest/lab/vm_state.h"
 #include "transport/base/clock.h"
 
-enum { PAUSES = 50, PAUSE_LIMIT_MS = 2000 };
+enum { PAUSES = 50, PAUSE_LIMIT_MS = 2000, SLEEPER_AFTER_OUT = 10 };
 
 /* A PVH image of a few bytes of 32-bit code. */
 struct tiny_image {
@@ -191,6 +193,21 @@ Test(lab_guest, a_paused_guest_does_nothing)
 static const uint8_t sleeper[] = {0xb8, 0xff, 0xff, 0xff, 0xff, 0x66, 0xba, 0x08, 0x06, 0xef, 0xb8,
                                   7,    0,    0,    0,    0x66, 0xba, 0x14, 0x06, 0xef, 0xf4};
 
+static uint64_t saved_rip(struct guest *guest)
+{
+    struct guest_state bytes = {0};
+    struct vm_state *state = NULL;
+    struct error err = {0};
+    uint64_t rip;
+
+    cr_assert_eq(guest->ops->save(guest, &bytes, &err), 0, "save: %s", err.text);
+    cr_assert_eq(state_decode(bytes.bytes, bytes.size, 1, &state, &err), 0, "decode: %s", err.text);
+    rip = state->vcpu[0].regs.rip;
+    vm_state_free(state);
+    guest_state_free(&bytes);
+    return rip;
+}
+
 Test(lab_guest, a_sleeping_vcpu_is_paused_at_once_and_its_sleep_is_over)
 {
     struct guest *guest;
@@ -207,6 +224,9 @@ Test(lab_guest, a_sleeping_vcpu_is_paused_at_once_and_its_sleep_is_over)
     cr_expect_lt(ns_to_ms(clock_now() - start), PAUSE_LIMIT_MS, "the pause waited for the sleep");
     guest->ops->console(guest, console, sizeof console);
     cr_expect_str_eq(console, "", "it went on although paused: %s", console);
+    cr_expect_eq(saved_rip(guest), LAB_IMAGE_START + SLEEPER_AFTER_OUT,
+                 "RIP %#llx: the write to the port is not complete",
+                 (unsigned long long)saved_rip(guest));
     resume(guest);
     cr_expect(wait_paused(guest), "the guest did not exit");
     guest->ops->console(guest, console, sizeof console);
