@@ -8,11 +8,12 @@ from cases import run_cases
 from hosts import SLOW, World, expect, wait_until
 
 HOPS = 20
-LIMIT_MS = 50
+LIMIT_MS, BANDWIDTH = 60, "100M"  # so that several rounds are needed
 
 
 def hop(context, tracker, lanes, vcpus):
-    options = ["--lanes", lanes, "--downtime-limit", f"{LIMIT_MS * SLOW:.0f}ms", "--throttle", "auto"] + (["--tracker", tracker] if context.accel == "kvm" else [])
+    options = ["--lanes", lanes, "--downtime-limit", f"{LIMIT_MS * SLOW:.0f}ms", "--throttle", "auto",
+               "--max-bandwidth", BANDWIDTH] + (["--tracker", tracker] if context.accel == "kvm" else [])
     with World() as world:
         here, there = world.host("a"), world.host("b")
         uri = {host: host.receive().uri for host in (here, there)}
