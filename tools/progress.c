@@ -6,6 +6,8 @@
 #include "transport/base/clock.h"
 #include "transport/base/options.h"
 
+#define RATE_MIN_NS (500 * NS_PER_MS) /* over less, one chunk more or less decides */
+
 enum { BAR_MIN = 10, BAR_MAX = 30, TEXT_SIZE = 256 };
 
 static unsigned percent_done(const struct migration_status *status)
@@ -122,7 +124,7 @@ void progress_estimate(struct progress_rate *rate, struct migration_status *stat
         *rate = (struct progress_rate){true, status->round, status->elapsed_ns,
                                        status->round_bytes_done};
     if (status->bandwidth || status->round_bytes_done <= rate->start_bytes ||
-        status->elapsed_ns <= rate->start_ns)
+        status->elapsed_ns < rate->start_ns + RATE_MIN_NS)
         return;
     bytes = status->round_bytes_done - rate->start_bytes;
     ns = status->elapsed_ns - rate->start_ns;
