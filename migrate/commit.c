@@ -21,15 +21,14 @@ enum {
 /* What is known of the destination's fate. */
 enum verdict { VERDICT_NONE, VERDICT_RUNS_THERE, VERDICT_ABORTED };
 
-static void note_running(struct migration *m, const struct message *reply)
+static void note_running(struct migration *m)
 {
-    struct timing_message timing;
-    struct error ignored = {0};
-    struct measurement *out = &m->measurement;
+    uint64_t now = clock_now();
 
-    out->downtime_ns = clock_now() - m->paused_at;
-    if (timing_decode(reply, &timing, &ignored) == 0)
-        out->downtime.resume = timing.ns;
+    if (m->measurement.downtime_ns)
+        return;
+    m->measurement.downtime_ns = now - m->paused_at;
+    m->measurement.downtime.resume = now - m->prepared_at;
 }
 
 /* Says `what` on the channel and waits for the answer. */
@@ -45,7 +44,7 @@ static enum verdict say_and_listen(struct migration *m, enum message_type what, 
         wakeup_wait(&m->wakeup, &seen, deadline);
         while ((result = channel_poll(m->channel, &reply, err)) > 0) {
             if (reply.type == MESSAGE_RUNNING) {
-                note_running(m, &reply);
+                note_running(m);
                 verdict = VERDICT_RUNS_THERE;
             } else if (reply.type == MESSAGE_ABORTED) {
                 char text[ERROR_TEXT_SIZE / 2];
@@ -127,7 +126,7 @@ static enum verdict try_again(struct migration *m, enum message_type what, struc
         error_set(err, ECONNABORTED, "the destination says that it has not started the guest and will not");
         return VERDICT_ABORTED;
     case OWNERSHIP_STARTED:
-        m->measurement.downtime_ns = m->measurement.downtime_ns ? m->measurement.downtime_ns : clock_now() - m->paused_at;
+        note_running(m);
         return VERDICT_RUNS_THERE;
     default:
         return VERDICT_NONE;

@@ -24,7 +24,8 @@ static int save_state(struct migration *m, struct error *err)
 
     m->state.size = 0;
     int result = m->guest->ops->save(m->guest, &m->state, err);
-    m->measurement.downtime.state_save = clock_now() - started;
+    m->saved_at = clock_now();
+    m->measurement.downtime.state_save = m->saved_at - started;
     m->measurement.state_bytes = m->state_bytes = m->state.size;
     if (!result && m->state.size > GUEST_MAX_STATE)
         result = error_set(err, EFBIG, "the guest's device state has %zu bytes, more than the %d that are possible",
@@ -69,7 +70,7 @@ static int send_last_round(struct migration *m, struct error *err)
     int result = send_state(m, err);
     if (!result)
         result = rounds_send_dirty(m->rounds, true, err);
-    m->measurement.downtime.final_copy = clock_now() - started;
+    m->measurement.downtime.final_copy = clock_now() - m->saved_at;
     m->measurement.last_bytes = rounds_counts(m->rounds)->bytes;
     return result ? result : source_finish_round(m, started, before.wire_bytes, true, err);
 }
@@ -157,5 +158,8 @@ int source_switch_over(struct migration *m, const struct policy_decision *decisi
     result = send_last_round(m, err);
     if (!result)
         result = load_there(m, err);
-    return result ? result : verify(m, err);
+    if (!result)
+        result = verify(m, err);
+    m->prepared_at = clock_now();
+    return result;
 }
