@@ -222,7 +222,8 @@ static void step_incoming(struct guest_process *p)
         return;
     }
     if (status.phase != INCOMING_STARTED) {
-        tell_listener(p, "ended", "message", status.message);
+        tell_listener(p, "ended", "message",
+                      status.message[0] ? status.message : "a question was asked and answered");
         p->exit_code = status.phase == INCOMING_QUERY ? 0 : 1;
     }
     p->job.guest = status.phase == INCOMING_STARTED ? incoming_take_guest(p->incoming) : NULL;
