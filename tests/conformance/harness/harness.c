@@ -204,13 +204,12 @@ static void guarded_free(uint8_t *memory, uint64_t size)
 
 void memory_make(struct memory *m, uint32_t id, uint64_t size)
 {
-    uint32_t state = id * 2654435761u + 12345;
-
     *m = (struct memory){
         .id = id, .size = size, .source = guarded(size), .destination = guarded(size)};
-    for (uint64_t i = 0; i < size; i++) {
-        state = state * 1664525 + 1013904223;
-        m->source[i] = (uint8_t)(state >> 24);
+    for (uint64_t i = 0; i < size; i += sizeof(i)) {
+        uint64_t word = (i + id + 1) * 0x9e3779b97f4a7c15ull;
+
+        memcpy(m->source + i, &word, size - i < sizeof(word) ? size - i : sizeof(word));
     }
     memset(m->destination, UNTOUCHED, size);
 }
@@ -236,6 +235,8 @@ uint64_t memory_missing(const struct memory *m, uint64_t offset, uint64_t length
 {
     uint64_t missing = 0;
 
+    if (!memcmp(m->destination + offset, m->source + offset, length))
+        return 0;
     for (uint64_t i = offset; i < offset + length; i++)
         missing += m->destination[i] != m->source[i];
     return missing;
@@ -243,8 +244,12 @@ uint64_t memory_missing(const struct memory *m, uint64_t offset, uint64_t length
 
 uint64_t memory_touched(const struct memory *m, uint64_t offset, uint64_t length)
 {
+    const uint8_t *at = m->destination + offset;
     uint64_t touched = 0;
 
+    /* All are equal when each is equal to the next. */
+    if (!length || (*at == UNTOUCHED && !memcmp(at, at + 1, length - 1)))
+        return 0;
     for (uint64_t i = offset; i < offset + length; i++)
         touched += m->destination[i] != UNTOUCHED;
     return touched;
