@@ -16,6 +16,7 @@ enum { WATCH_MS = 500, LIST_TIMEOUT_MS = 2000 };
 
 struct status_values {
     bool json, watch;
+    bool headless; /* the table's head was printed already */
 };
 
 static const struct cli_option options[] = {
@@ -94,7 +95,7 @@ static int show_all(const struct status_values *values, struct error *err)
     size_t count;
     int rc = runtime_names(&names, &count, err);
 
-    if (rc == 0 && !values->json)
+    if (rc == 0 && !values->json && !values->headless)
         print_head();
     for (size_t i = 0; rc == 0 && i < count; i++) {
         struct error own = {0};
@@ -126,7 +127,8 @@ static int show_one(const char *name, const struct status_values *values, struct
     if (values->json) {
         rc = print_json(status);
     } else {
-        print_head();
+        if (!values->headless)
+            print_head();
         print_row(name, status);
     }
     cJSON_Delete(status);
@@ -163,6 +165,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
             return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
         if (!values.watch)
             return EXIT_CODE_DONE;
+        values.headless = !redraw;
         clock_sleep_until(clock_now() + WATCH_MS * NS_PER_MS);
     }
 }
