@@ -83,6 +83,11 @@ def nobody_there(context):
         expect("no-such-host.invalid" in said, f"expected the message to name the host; it said {said}")
 
 
+def told_of_silence(said, noticed):
+    print(f"noticed after {noticed:.1f} s: {said.strip().splitlines()[-1][:160]}")
+    expect("silent" in said, f"expected it to say that the peer is silent; it said {said[-1000:]}")
+
+
 def black_hole(context):
     with World() as world:
         links = []
@@ -99,7 +104,7 @@ def black_hole(context):
         noticed = time.monotonic() - silent_at
         links[0].close()
         expect(code == EXIT_FAILED, f"expected exit code 1; got {code}: {disturbed.migration.output()}")
-        print(f"noticed after {noticed:.1f} s: {disturbed.migration.output().strip().splitlines()[-1][:160]}")
+        told_of_silence(disturbed.migration.output(), noticed)
         expect(noticed <= (PATIENCE + MARGIN) * SLOW, f"expected it to be noticed within {PATIENCE} s; took {noticed:.1f} s")
         expect(outcomes.settle(disturbed) == outcomes.ON_SOURCE, "expected the guest to run on the source")
 
@@ -115,7 +120,7 @@ def stopped_receiver(context):
         code = disturbed.migration.wait(20)
         noticed = time.monotonic() - stopped_at
         expect(code == EXIT_FAILED, f"expected exit code 1; got {code}: {disturbed.migration.output()}")
-        print(f"noticed after {noticed:.1f} s: {disturbed.migration.output().strip().splitlines()[-1][:160]}")
+        told_of_silence(disturbed.migration.output(), noticed)
         expect(noticed <= (PATIENCE + MARGIN) * SLOW, f"expected it to be noticed within {PATIENCE} s; took {noticed:.1f} s")
         for pid in session:
             os.kill(pid, signal.SIGCONT)
