@@ -237,6 +237,45 @@ Test(lab_guest, a_sleeping_vcpu_is_paused_at_once_and_its_sleep_is_over)
     guest->ops->destroy(guest);
 }
 
+/* mov dx, 0x610; again: xor eax, eax; in eax, dx; cmp eax, LAB_MAGIC; je again; exit. */
+static const uint8_t reader[] = {0x66, 0xba, 0x10, 0x06, 0x31, 0xc0, 0xed, 0x3d, 0x57, 0x4e,
+                                 0x44, 0x52, 0x74, 0xf6, 0x66, 0xba, 0x14, 0x06, 0xef, 0xf4};
+
+static struct guest *move(struct guest *source)
+{
+    static const struct guest_load_context same_host = {0};
+    struct guest *destination = new_incoming(source);
+    struct guest_state state = {0};
+    struct error err = {0};
+
+    pause_guest(source);
+    copy_memory(destination, source);
+    cr_assert_eq(source->ops->save(source, &state, &err), 0, "save: %s", err.text);
+    cr_assert_eq(destination->ops->load(destination, state.bytes, state.size, &same_host, &err), 0,
+                 "load: %s", err.text);
+    guest_state_free(&state);
+    source->ops->destroy(source);
+    return destination;
+}
+
+/* A guest that does little else than reading a port is paused in the middle of a read, mostly. */
+Test(lab_guest, a_port_read_in_flight_survives_a_move)
+{
+    struct guest *guest;
+    char console[256];
+
+    need_kvm();
+    guest = boot_code(reader, sizeof reader);
+    for (int i = 0; i < 20; i++) {
+        resume(guest);
+        usleep(2000);
+        guest = move(guest);
+    }
+    guest->ops->console(guest, console, sizeof console);
+    cr_expect_str_eq(console, "", "a read gave a wrong value: %s", console);
+    guest->ops->destroy(guest);
+}
+
 /* lidt of nothing, int3: a triple fault. */
 Test(lab_guest, a_crashing_guest_is_reported_and_counts_as_paused)
 {
