@@ -206,6 +206,7 @@ static enum verdict stay_in_doubt(struct migration *m, struct error *err)
              "in doubt: the destination was told to start the guest and then fell silent. The guest is paused here; wander goes on "
              "asking. If the destination stays silent, look there, then: wander resolve %s --resume (or --destroy), here or there", token);
     source_say(m, "%s", m->measurement.error);
+    source_note_totals(m);
     pthread_mutex_lock(&m->lock);
     m->reportable = true;
     pthread_mutex_unlock(&m->lock);
@@ -223,6 +224,7 @@ static enum verdict stay_in_doubt(struct migration *m, struct error *err)
     pthread_mutex_lock(&m->lock);
     m->reportable = false;
     pthread_mutex_unlock(&m->lock);
+    source_set_phase(m, MIGRATION_COMMITTING);
     return verdict;
 }
 

@@ -21,7 +21,6 @@ enum incoming_phase {
     INCOMING_PREPARED,  /* complete, paused, not ours yet; in doubt when the source is silent */
     INCOMING_STARTED,   /* the guest runs here */
     INCOMING_ABORTED,   /* nothing is left of it */
-    INCOMING_STUCK,     /* it is ours and could not be started: `resolve --resume` tries again, `--destroy` ends it */
 };
 
 struct incoming_status {
@@ -30,7 +29,7 @@ struct incoming_status {
     bool source_silent; /* PREPARED: the control channel is lost, the source does not answer */
     char session[33];
     char guest_name[GUEST_NAME_SIZE];
-    uint64_t elapsed_ns, received_bytes;
+    uint64_t elapsed_ns;
     char message[ERROR_TEXT_SIZE];
 };
 
@@ -46,7 +45,7 @@ struct guest *incoming_guest(struct incoming *in);
 struct guest *incoming_take_guest(struct incoming *in);
 /* Before PREPARED: gives up and discards. Later: no effect. Any thread, at once. */
 void incoming_cancel(struct incoming *in);
-/* PREPARED or STUCK only. As migration_resolve. */
+/* PREPARED only. As migration_resolve. */
 int incoming_resolve(struct incoming *in, enum resolve_action action, bool force, resolve_done_fn *done,
                      void *context, struct error *err);
 /* Joins and frees (the guest too unless taken). Blocks. */

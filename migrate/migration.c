@@ -57,23 +57,35 @@ void source_say(struct migration *m, const char *format, ...)
     va_end(arguments);
 }
 
+static bool explains(const struct message *message)
+{
+    return message->type == MESSAGE_ERROR || message->type == MESSAGE_REFUSE || message->type == MESSAGE_ABORTED;
+}
+
+/* Of a channel that is lost: the peer's own account of why, if it left one, or else what happened to the channel. */
+static int last_words(struct migration *m, struct error *err)
+{
+    struct message message;
+    int result;
+
+    while ((result = channel_poll(m->channel, &message, err)) > 0) {
+        bool found = explains(&message);
+        if (found)
+            result = message_unexpected(&message, "nothing", err);
+        message_free(&message);
+        if (found)
+            return result;
+    }
+    return result;
+}
+
 int source_interrupted(void *migration, struct error *err)
 {
     struct migration *m = migration;
 
     if (atomic_load(&m->cancelled))
         return error_set(err, ECANCELED, "cancelled");
-    if (m->channel && channel_lost(m->channel)) {
-        struct message none;
-        int result;
-        while ((result = channel_poll(m->channel, &none, err)) > 0) {
-            result = message_unexpected(&none, "nothing", err);
-            message_free(&none);
-            return result;
-        }
-        return result;
-    }
-    return 0;
+    return m->channel && channel_lost(m->channel) ? last_words(m, err) : 0;
 }
 
 int source_receive(struct migration *m, enum message_type wanted, int timeout_ms, bool cancellable,
@@ -113,13 +125,13 @@ static void hear_last_words(struct migration *m, struct error *err)
         return;
     while (result == 0 && clock_now() < deadline) {
         while ((result = channel_poll(m->channel, &message, &words)) > 0) {
-            bool explains = message.type == MESSAGE_ERROR || message.type == MESSAGE_REFUSE;
-            if (explains) {
+            bool found = explains(&message);
+            if (found) {
                 error_clear(err);
                 message_unexpected(&message, "nothing", err);
             }
             message_free(&message);
-            if (explains)
+            if (found)
                 return;
         }
         wakeup_wait(&m->wakeup, &seen, deadline);
@@ -151,16 +163,21 @@ static void close_tracker(struct migration *m)
     m->tracker = NULL;
 }
 
-static void note_totals(struct migration *m)
+void source_note_totals(struct migration *m)
 {
     struct measurement *out = &m->measurement;
     uint64_t ns = 0, bytes = 0;
+    struct transport_stats stats;
 
     for (size_t i = 0; i < out->round_count; i++) {
         if (out->rounds[i].paused)
             continue;
         ns += out->rounds[i].ns;
         bytes += out->rounds[i].bytes;
+    }
+    if (m->transport) {
+        transport_stats(m->transport, &stats);
+        out->wire_bytes = stats.wire_bytes;
     }
     out->goodput = ns ? (uint64_t)((double)bytes * 1e9 / (double)ns) : 0;
     out->total_ns = clock_now() - m->accepted_at;
@@ -171,7 +188,7 @@ static void finish_completed(struct migration *m)
     source_set_phase(m, MIGRATION_COMMITTING);
     close_lanes(m);
     close_tracker(m);
-    note_totals(m);
+    source_note_totals(m);
     ownership_attach(&m->ownership, NULL);
     record_remove(m->record);
     m->record = NULL;
@@ -201,7 +218,7 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
         source_say(m, "%s; the guest goes on at the source", why->text);
     else
         source_say(m, "%s; try `wander resolve` or `wander quit`", why->text);
-    note_totals(m);
+    source_note_totals(m);
     close_lanes(m);
     close_tracker(m);
     if (!m->destination_settled)

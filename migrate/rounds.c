@@ -12,7 +12,8 @@ enum {
     BLOBS = 16,
     REAP_MAX = 64,
     REAP_MS = 20,
-    STALL_MS = 5000, /* nothing completed for so long although something is under way */
+    STALL_S = 5,    /* nothing completed for so long although something is under way */
+    NO_ROOM_S = 30, /* nothing taken for so long: a rate limit may well make a chunk wait for seconds */
 };
 
 static const uint64_t FENCE_BYTES = 64ull << 20;
@@ -118,13 +119,14 @@ static int check_stall(struct rounds *r, struct error *err)
     uint64_t now = clock_now();
 
     transport_stats(r->config.transport, &stats);
-    if (stats.completed != r->last_completed || stats.outstanding == 0) {
+    if (stats.completed != r->last_completed) {
         r->last_completed = stats.completed;
         r->last_completion = now;
     }
-    if (now - r->last_completion > STALL_MS * NS_PER_MS)
-        return error_set(err, ETIMEDOUT, "the lanes have moved nothing for %d s although the control channel is alive; "
-                         "see whether the path between the hosts drops large packets (MTU)", STALL_MS / 1000);
+    uint64_t limit_s = stats.outstanding ? STALL_S : NO_ROOM_S;
+    if (now - r->last_completion > limit_s * NS_PER_S)
+        return error_set(err, ETIMEDOUT, "the lanes have moved nothing for %llu s although the control channel is alive; "
+                         "see whether the path between the hosts drops large packets (MTU)", (unsigned long long)limit_s);
     return 0;
 }
 

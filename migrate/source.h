@@ -81,6 +81,9 @@ int source_interrupted(void *migration, struct error *err);
 int source_receive(struct migration *m, enum message_type wanted, int timeout_ms, bool cancellable,
                    struct message *out, struct error *err);
 
+/* The totals so far, while the lanes are there to be asked. */
+void source_note_totals(struct migration *m);
+
 int source_greet(struct migration *m, struct error *err);
 int source_precopy(struct migration *m, struct error *err);
 

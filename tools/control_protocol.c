@@ -94,7 +94,6 @@ static const char *const incoming_phases[] = {
     [INCOMING_GREETING] = "greeting",   [INCOMING_QUERY] = "query",
     [INCOMING_RECEIVING] = "receiving", [INCOMING_PREPARED] = "prepared",
     [INCOMING_STARTED] = "started",     [INCOMING_ABORTED] = "aborted",
-    [INCOMING_STUCK] = "stuck",
 };
 
 const char *migration_phase_name(enum migration_phase phase)

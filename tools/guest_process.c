@@ -196,7 +196,6 @@ static void end_incoming(struct guest_process *p, const struct incoming_status *
 {
     switch (status->phase) {
     case INCOMING_PREPARED:
-    case INCOMING_STUCK:
         refuse_end(p);
         break;
     case INCOMING_STARTED: /* about to be ours */
@@ -216,7 +215,7 @@ static void step_incoming(struct guest_process *p)
         p->announced = true;
         tell_listener(p, "started", "guest", p->claim.name);
     }
-    if (status.phase == INCOMING_STUCK || status.phase == INCOMING_PREPARED || !status.finished) {
+    if (!status.finished) {
         if (p->ending)
             end_incoming(p, &status);
         return;

@@ -62,7 +62,6 @@ static void add_incoming(cJSON *json, const struct incoming_status *status)
 
     cJSON_AddStringToObject(incoming, "phase", incoming_phase_name(status->phase));
     cJSON_AddNumberToObject(incoming, "elapsed_ns", (double)status->elapsed_ns);
-    cJSON_AddNumberToObject(incoming, "received_bytes", (double)status->received_bytes);
     cJSON_AddBoolToObject(incoming, "source_silent", status->source_silent);
 }
 
@@ -86,8 +85,6 @@ static const char *incoming_state(const struct incoming_status *status)
         return status->source_silent ? "in-doubt" : "prepared";
     case INCOMING_STARTED:
         return "running";
-    case INCOMING_STUCK:
-        return "stuck";
     default:
         return "receiving";
     }
