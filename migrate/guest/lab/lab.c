@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "migrate/guest/host_memory.h"
 #include "migrate/guest/lab/abi.h"
 #include "migrate/guest/lab/state_format.h"
 #include "migrate/guest/lab/vm.h"
@@ -328,19 +329,49 @@ static void check_identity(const struct guest_description *d, struct reasons *re
     check_regions(d, reasons);
 }
 
+/* What the guest is going to touch must be there; what else it might touch nobody knows. */
+static void check_workload(const struct guest_description *d, const struct workload *workload,
+                           struct reasons *reasons)
+{
+    uint64_t hot_end = workload->hot_at + workload->hot, available = host_memory_available();
+    uint64_t touched = LAB_WORKLOAD_START;
+    struct error err = {0};
+
+    if (workload_check(workload, lab_workload_bytes(d->memory_bytes), &err) < 0) {
+        reasons_add(reasons, "%s", err.text);
+        return;
+    }
+    touched += workload->touch;
+    if (hot_end > workload->touch)
+        touched +=
+            workload->hot < hot_end - workload->touch ? workload->hot : hot_end - workload->touch;
+    if (touched > available)
+        reasons_add(reasons,
+                    "the guest touches %" PRIu64 " bytes of memory, this host has %" PRIu64
+                    " available; free some here",
+                    touched, available);
+}
+
 static void check_platform(const struct guest_description *d, struct reasons *reasons)
 {
     struct cpu_model *models = calloc(2, sizeof *models);
     struct workload workload;
     struct error err = {0};
 
-    if (!models)
+    if (!models) {
         reasons_add(reasons, "this host is out of memory");
-    else if (cpu_model_decode(d->platform, d->platform_size, &models[0], &workload, &err) < 0 ||
-             cpu_model_host(&models[1], &err) < 0)
+        return;
+    }
+    if (cpu_model_decode(d->platform, d->platform_size, &models[0], &workload, &err) < 0) {
+        reasons_add(reasons, "%s", err.text);
+        goto free_models;
+    }
+    check_workload(d, &workload, reasons);
+    if (cpu_model_host(&models[1], &err) < 0)
         reasons_add(reasons, "%s", err.text);
     else
         cpu_model_check(&models[0], &models[1], reasons);
+free_models:
     free(models);
 }
 
