@@ -214,8 +214,11 @@ static int post_fence(struct rounds *r, struct error *err)
 {
     int result = flush_blob(r, err);
 
-    if (!result)
-        result = transport_fence(r->config.transport, ++r->next_fence, err);
+    r->next_fence += !result;
+    while (!result && (result = transport_fence(r->config.transport, r->next_fence, err)) == -EAGAIN) {
+        error_clear(err);
+        result = reap(r, REAP_MS, err);
+    }
     r->unfenced_bytes = 0;
     return result ? result : transport_kick(r->config.transport, err);
 }
