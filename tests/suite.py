@@ -100,7 +100,8 @@ def e2e_programs():
 def run_e2e(build, directory, options, accel, count):
     environment = {**os.environ, "WANDER": f"{directory}/wander", "WANDER_BUILD": directory, "WANDER_ACCEL": accel,
                    "WANDER_SEED": str(options.seed), "WANDER_SLOW": "1" if build == "plain" else "4",
-                   "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "TSAN_OPTIONS": "halt_on_error=1",
+                   "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0",
+                   "TSAN_OPTIONS": f"halt_on_error=1 suppressions={TESTS / 'tsan-suppressions'}",
                    "UBSAN_OPTIONS": "print_stacktrace=1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     for program in e2e_programs():
         name = f"{build}/e2e/{program.stem}"

@@ -3,7 +3,7 @@
 destination's memory grow by little more."""
 
 from cases import run_cases
-from hosts import World, expect, memory_kib, wait_until
+from hosts import SLOW, World, expect, memory_kib, wait_until
 
 TOUCHED = 64 << 20
 
@@ -24,6 +24,9 @@ def sparse(context):
                f"expected at most {1.05 * TOUCHED:.0f} bytes on the wire; got {report['wire_bytes']}")
         expect(report["wire_bytes"] >= TOUCHED,
                f"expected all {TOUCHED} incompressible bytes on the wire; got {report['wire_bytes']}")
+        if SLOW > 1:
+            print("a sanitizer's own memory follows what is touched: the destination's is not compared")
+            return
         expect(grown <= 1.1 * TOUCHED, f"expected the destination to grow by at most {1.1 * TOUCHED:.0f} bytes; it grew "
                                        f"by {grown}")
 
