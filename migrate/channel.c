@@ -13,6 +13,9 @@
 
 #include "transport/base/clock.h"
 
+/* The first pings come close together: one round trip is a poor estimate, the shortest of many a good one. */
+enum { FIRST_PINGS = 16, FIRST_PING_MS = 15 };
+
 struct queued {
     struct queued *next;
     struct message message;
@@ -38,6 +41,7 @@ struct channel {
 
     /* the reader's own */
     uint64_t last_heard, next_ping;
+    unsigned pings;
     uint8_t header[PROTO_HEADER_SIZE];
     size_t header_read, body_read;
     struct message incoming;
@@ -258,7 +262,7 @@ static int heartbeat(struct channel *c, struct error *err)
         c->next_ping = now + NS_PER_MS;
         return 0;
     }
-    c->next_ping = now + CHANNEL_HEARTBEAT_MS * NS_PER_MS;
+    c->next_ping = now + (c->pings++ < FIRST_PINGS ? FIRST_PING_MS : CHANNEL_HEARTBEAT_MS) * NS_PER_MS;
     return send_if_idle(c, MESSAGE_PING, body, ping_encode(&(struct ping){.sent_at = now}, body), err);
 }
 

@@ -29,6 +29,15 @@ static int open_control(struct migration *m, struct error *err)
     return responder_start(channel_socket(m->channel), &config, &m->responder, err);
 }
 
+/* Processes of one boot read the same CLOCK_MONOTONIC: no estimate is as good as that. */
+static bool share_clock(const char *boot_id)
+{
+    char ours[BOOT_ID_SIZE];
+
+    boot_id_read(ours);
+    return ours[0] && strcmp(ours, boot_id) == 0;
+}
+
 static int say_hello(struct migration *m, struct error *err)
 {
     struct hello hello = {
@@ -52,6 +61,7 @@ static int say_hello(struct migration *m, struct error *err)
         return result;
     result = welcome_decode(&reply, &welcome, err);
     message_free(&reply);
+    m->clock_shared = !result && share_clock(welcome.boot_id);
     if (!result && (welcome.version < PROTO_VERSION_MIN || welcome.version > PROTO_VERSION_MAX))
         result = error_set(err, EPROTO, "the destination chose protocol version %u, which was not offered",
                            welcome.version);

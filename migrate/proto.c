@@ -10,6 +10,7 @@
 
 enum {
     HELLO_SIZE = 48,
+    WELCOME_SIZE = 8 + BOOT_ID_SIZE,
     GUEST_FIXED_SIZE = GUEST_KIND_SIZE * 2 + GUEST_NAME_SIZE + 4 + 8 + 4 + 4,
     GUEST_REGION_SIZE = 4 + 4 + 8 + 32,
     GUEST_MAX_SIZE = GUEST_FIXED_SIZE + GUEST_REGION_SIZE * GUEST_MAX_REGIONS + GUEST_MAX_PLATFORM,
@@ -20,7 +21,7 @@ static const struct {
     uint32_t min, max; /* body sizes */
 } messages[MESSAGE_TYPES] = {
     [MESSAGE_HELLO] = {"HELLO", HELLO_SIZE, HELLO_SIZE},
-    [MESSAGE_WELCOME] = {"WELCOME", 8, 8},
+    [MESSAGE_WELCOME] = {"WELCOME", WELCOME_SIZE, WELCOME_SIZE},
     [MESSAGE_REFUSE] = {"REFUSE", 1, PROTO_MAX_TEXT},
     [MESSAGE_GUEST] = {"GUEST", GUEST_FIXED_SIZE, GUEST_MAX_SIZE},
     [MESSAGE_ACCEPT] = {"ACCEPT", 4, 4},
@@ -133,12 +134,13 @@ int hello_decode(const struct message *from, struct hello *m, struct error *err)
 
 size_t welcome_encode(const struct welcome *m, uint8_t *out)
 {
-    struct wire_writer w = wire_writer(out, 8);
+    struct wire_writer w = wire_writer(out, WELCOME_SIZE);
 
     wire_put_u16(&w, m->version);
     wire_put_u16(&w, 0);
     wire_put_u32(&w, m->epoch);
-    return 8;
+    wire_put_text(&w, m->boot_id, sizeof(m->boot_id));
+    return WELCOME_SIZE;
 }
 
 int welcome_decode(const struct message *from, struct welcome *m, struct error *err)
@@ -148,6 +150,7 @@ int welcome_decode(const struct message *from, struct welcome *m, struct error *
     m->version = wire_get_u16(&r);
     wire_get_u16(&r);
     m->epoch = wire_get_u32(&r);
+    wire_get_text(&r, m->boot_id, sizeof(m->boot_id));
     return wire_reader_done(&r) ? 0 : malformed(from, err);
 }
 

@@ -44,6 +44,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "migrate/boot.h"
 #include "migrate/guest/guest.h"
 #include "migrate/ownership.h"
 #include "transport/base/error.h"
@@ -116,6 +117,7 @@ struct hello {
 struct welcome {
     uint16_t version;
     uint32_t epoch;
+    char boot_id[BOOT_ID_SIZE]; /* of the destination: its clock is ours if it is the same */
 };
 
 struct accept_reply {

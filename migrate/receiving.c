@@ -70,7 +70,7 @@ static int answer_query(struct incoming *in, struct error *err)
 static int open_channel(struct incoming *in, struct error *err)
 {
     struct welcome welcome = {.version = PROTO_VERSION_MAX, .epoch = in->hello.epoch};
-    uint8_t body[8];
+    uint8_t body[PROTO_BODY_SIZE];
     char text[160];
     int result = address_of_peer(in->socket, "tcp", &in->source_peer, err);
 
@@ -78,6 +78,7 @@ static int open_channel(struct incoming *in, struct error *err)
         return result;
     in->source_peer.port = in->hello.session_port;
     in->epoch = in->hello.epoch;
+    boot_id_read(welcome.boot_id);
     host_facts_read(in->socket, &in->measurement.host);
     result = channel_open(in->socket, &in->wakeup, &in->channel, err);
     in->socket = -1;

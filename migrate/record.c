@@ -23,18 +23,6 @@ struct record {
     int file;
 };
 
-static void boot_id(char out[40])
-{
-    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
-
-    out[0] = '\0';
-    if (f) {
-        if (fscanf(f, "%39s", out) != 1)
-            out[0] = '\0';
-        fclose(f);
-    }
-}
-
 static int make_folders(char *path)
 {
     for (char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
@@ -140,9 +128,11 @@ static bool read_record(int file, struct record_content *c)
     return good && c->state != OWNERSHIP_NONE;
 }
 
-static bool lock_file(int file)
+/* F_WRLCK: the session's own, held for life. F_RDLCK: whether its process is gone; askers do not keep one another out, or each
+ * would take the other for the living process. */
+static bool lock_file(int file, short type)
 {
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET};
 
     return fcntl(file, F_OFD_SETLK, &lock) == 0;
 }
@@ -159,7 +149,8 @@ static void prune(const char *folder)
         int file = openat(dirfd(directory), entry->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
         if (file < 0)
             continue;
-        if (fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_mtime < old && lock_file(file))
+        if (fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_mtime < old &&
+            lock_file(file, F_RDLCK))
             unlinkat(dirfd(directory), entry->d_name, 0);
         close(file);
     }
@@ -185,8 +176,8 @@ int record_create(const struct record_content *content, struct record **out, str
         result = error_set_errno(err, errno, "making the session's record %s failed", r->path);
         goto free_record;
     }
-    boot_id(copy.boot_id);
-    result = lock_file(r->file) ? write_record(r, &copy, err)
+    boot_id_read(copy.boot_id);
+    result = lock_file(r->file, F_WRLCK) ? write_record(r, &copy, err)
                                 : error_set_errno(err, errno, "locking the session's record %s failed", r->path);
     if (result)
         goto remove_file;
@@ -243,14 +234,14 @@ void record_keep(struct record *r)
     free(r);
 }
 
-/* The verdict on a record whose process is gone, `file` locked by us. */
+/* The verdict on a record whose process is gone; several may reach it at once, and all write the same. */
 static enum ownership_state judge_dead(int file, const char *path, const struct record_content *c)
 {
     struct record record = {.file = file, .content = *c};
     struct error err = {0};
-    char boot[40];
+    char boot[BOOT_ID_SIZE];
 
-    boot_id(boot);
+    boot_id_read(boot);
     bool same_boot = boot[0] && strcmp(boot, c->boot_id) == 0;
     switch (c->state) {
     case OWNERSHIP_STARTED:
@@ -284,7 +275,7 @@ enum ownership_state record_consult(const uint8_t token[TRANSPORT_TOKEN_SIZE], e
     int file = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (file < 0)
         return OWNERSHIP_UNKNOWN;
-    bool dead = lock_file(file);
+    bool dead = lock_file(file, F_RDLCK);
     if (read_record(file, &content))
         state = dead ? judge_dead(file, path, &content) : content.state;
     close(file);

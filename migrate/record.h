@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "migrate/boot.h"
 #include "migrate/guest/guest.h"
 #include "migrate/ownership.h"
 #include "transport/base/address.h"
@@ -28,7 +29,7 @@ struct record_content {
     struct address peer_main; /* the listener at the destination; empty host: none */
     enum ownership_state state;
     bool uncertain; /* durable: the guest may have been committed or started after this */
-    char boot_id[40];
+    char boot_id[BOOT_ID_SIZE];
 };
 
 struct record;

@@ -53,6 +53,7 @@ struct migration {
     struct ownership ownership;
     struct record *record;
     struct responder *responder;
+    bool clock_shared; /* the destination is on this very host */
     struct address session_peer; /* the destination's session port */
     struct guest_state state;
     bool guest_paused;           /* by us */

@@ -136,7 +136,7 @@ static void drop_channel(struct incoming *in)
 static void adopt_pending(struct incoming *in)
 {
     struct error err = {0};
-    uint8_t body[8];
+    uint8_t body[PROTO_BODY_SIZE];
 
     pthread_mutex_lock(&in->lock);
     int socket = in->pending_socket;
@@ -156,6 +156,7 @@ static void adopt_pending(struct incoming *in)
     in->epoch = epoch;
     if (channel_open(socket, &in->wakeup, &in->channel, &err) == 0) {
         struct welcome welcome = {.version = PROTO_VERSION_MAX, .epoch = epoch};
+        boot_id_read(welcome.boot_id);
         channel_send(in->channel, MESSAGE_WELCOME, body, welcome_encode(&welcome, body), &err);
     }
     pthread_mutex_lock(&in->lock);

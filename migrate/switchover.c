@@ -54,7 +54,7 @@ static int send_state(struct migration *m, struct error *err)
     if (!body)
         return error_set(err, ENOMEM, "no memory for %zu bytes of device state", m->state.size);
     struct wire_writer w = wire_writer(body, 8 + m->state.size);
-    wire_put_u64(&w, (uint64_t)channel_clock_offset(m->channel));
+    wire_put_u64(&w, m->clock_shared ? 0 : (uint64_t)channel_clock_offset(m->channel));
     wire_put_bytes(&w, m->state.bytes, m->state.size);
     int result = channel_send(m->channel, MESSAGE_STATE, body, 8 + m->state.size, err);
     free(body);

@@ -47,8 +47,7 @@ static const struct cli_option options[] = {
     {"on-timeout", "cancel|force",
      "after --max-time: the guest stays, or moves at any downtime (default cancel)", cli_choice,
      FIELD(migrate.limits.on_timeout), .choices = timeout_choices},
-    {"verify", NULL, "compare checksums of all memory at both ends before the guest starts there; this"
-     " adds to the downtime, not to its limit",
+    {"verify", NULL, "compare all memory at both ends before the start there; beyond the limit",
      cli_flag, FIELD(migrate.verify)},
     {"json", "FILE", "write the measurement there (replaced as a whole, at the end)", cli_text,
      FIELD(json)},

@@ -146,7 +146,7 @@ static void *session_thread(void *stage)
 static void play_reconnected(struct stage *s, int socket, const struct hello *hello)
 {
     struct welcome welcome = {.version = PROTO_VERSION_MAX, .epoch = hello->epoch};
-    uint8_t body[8];
+    uint8_t body[PROTO_BODY_SIZE];
     struct message m;
 
     s->reconnect_epoch = hello->epoch;
