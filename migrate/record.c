@@ -178,7 +178,7 @@ int record_create(const struct record_content *content, struct record **out, str
     }
     boot_id_read(copy.boot_id);
     result = lock_file(r->file, F_WRLCK) ? write_record(r, &copy, err)
-                                : error_set_errno(err, errno, "locking the session's record %s failed", r->path);
+                                         : error_set_errno(err, errno, "locking the session's record %s failed", r->path);
     if (result)
         goto remove_file;
     *out = r;

@@ -2,6 +2,8 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -179,6 +181,30 @@ Test(record, the_living_are_believed)
     cr_expect_eq(record_create(&c, &second, &err), -EEXIST);
     record_remove(r);
     cr_expect_eq(record_consult(c.token, RECORD_DESTINATION), OWNERSHIP_UNKNOWN);
+}
+
+static void *ask_often(void *unused)
+{
+    uintptr_t wrong = 0;
+
+    (void)unused;
+    for (int i = 0; i < 2000; i++)
+        wrong += record_consult(content(P).token, RECORD_DESTINATION) != OWNERSHIP_STARTED_DEAD;
+    return (void *)wrong;
+}
+
+/* One asker must not be taken for the living process by the other. */
+Test(record, two_who_ask_at_once_are_told_the_same)
+{
+    pthread_t other;
+    void *wrong;
+
+    leave_behind(OWNERSHIP_STARTED, true);
+    pthread_create(&other, NULL, ask_often, NULL);
+    void *mine = ask_often(NULL);
+    pthread_join(other, &wrong);
+    cr_expect_eq((uintptr_t)wrong + (uintptr_t)mine, 0, "%zu answers said that a dead process lives",
+                 (size_t)((uintptr_t)wrong + (uintptr_t)mine));
 }
 
 Test(record, rubbish_is_unknown)
