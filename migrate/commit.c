@@ -254,6 +254,19 @@ static void release(struct migration *m)
         channel_send(m->channel, MESSAGE_RELEASE, NULL, 0, &(struct error){0});
 }
 
+/* On one clock the moment a vCPU set out is known itself, and not only when the word of it came. */
+static void sharpen_downtime(struct migration *m)
+{
+    struct measurement *out = &m->measurement;
+    uint64_t running_at = out->destination_half.running_at_us * NS_PER_US;
+
+    if (!m->clock_shared || running_at < m->prepared_at || running_at > m->paused_at + out->downtime_ns)
+        return;
+    out->downtime_ns = running_at - m->paused_at;
+    out->downtime.resume = running_at - m->prepared_at;
+    out->downtime_clock_shared = true;
+}
+
 void source_await_report(struct migration *m)
 {
     struct error err = {0};
@@ -261,8 +274,10 @@ void source_await_report(struct migration *m)
 
     if (!m->channel || source_receive(m, MESSAGE_REPORT, REPORT_MS, false, &reply, &err))
         return;
-    destination_measurement_decode((const char *)reply.body, reply.size, &m->measurement.destination_half, &err);
+    if (destination_measurement_decode((const char *)reply.body, reply.size, &m->measurement.destination_half, &err))
+        log_line(LOG_WARNING, "%s", err.text);
     message_free(&reply);
+    sharpen_downtime(m);
 }
 
 int source_commit(struct migration *m, struct error *err)

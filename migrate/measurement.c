@@ -151,12 +151,12 @@ static struct derived derive(const struct measurement *m, uint64_t gap_ns)
     bool force = m->limits.on_timeout == ON_TIMEOUT_FORCE;
     struct derived d = {
         .schema = MEASUREMENT_SCHEMA,
-        .downtime_clock = "source",
         .gap_ns = gap_ns,
         .destination_cpu_ns = m->destination_half.cpu_ns,
         .resident_growth_bytes = m->destination_half.resident_growth_bytes,
     };
 
+    strcpy(d.downtime_clock, m->downtime_clock_shared ? "shared" : "source");
     strcpy(d.on_timeout, force ? "force" : "cancel");
     return d;
 }

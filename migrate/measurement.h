@@ -35,6 +35,7 @@ struct destination_measurement {
     bool known; /* false: REPORT was lost, all of it is null */
     uint64_t cpu_ns;
     uint64_t state_load_ns, resume_ns;
+    uint64_t running_at_us; /* CLOCK_MONOTONIC there, when the first vCPU set out; 0: not known */
     uint64_t guest_gap_ns;          /* the pause as the guest measured it; 0: it did not say */
     uint64_t resident_growth_bytes; /* of the destination process, since the session began */
     struct host_facts host;
@@ -50,7 +51,9 @@ struct measurement {
     char transport[16], destination[320], filter[128];
     unsigned lanes;
 
-    uint64_t total_ns, setup_ns, downtime_ns; /* downtime: source's clock, pause -> RUNNING received */
+    uint64_t total_ns, setup_ns;
+    uint64_t downtime_ns;      /* source's clock, pause -> RUNNING received; or, on one clock, until a vCPU ran */
+    bool downtime_clock_shared; /* source and destination read one clock */
     struct {
         uint64_t pause, final_copy, verify, state_save, state_transfer, state_load, resume;
     } downtime;

@@ -13,6 +13,7 @@ static const struct field half_fields[] = {
     D(cpu_ns, "cpu_ns", FIELD_U64),
     D(state_load_ns, "state_load_ns", FIELD_U64),
     D(resume_ns, "resume_ns", FIELD_U64),
+    D(running_at_us, "running_at_us", FIELD_U64),
     D(guest_gap_ns, "guest_gap_ns", FIELD_U64),
     D(resident_growth_bytes, "resident_growth_bytes", FIELD_U64),
 };

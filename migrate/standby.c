@@ -293,10 +293,11 @@ static void send_report(struct incoming *in)
 {
     uint64_t resident = process_resident_bytes();
 
+    await_gap(in);
     in->measurement.known = true;
+    in->measurement.running_at_us = in->guest->ops->resumed_at(in->guest) / NS_PER_US;
     in->measurement.cpu_ns = clock_process_cpu() - in->cpu_before;
     in->measurement.resident_growth_bytes = resident > in->resident_before ? resident - in->resident_before : 0;
-    await_gap(in);
     char *text = destination_measurement_encode(&in->measurement);
     if (text && in->channel)
         channel_send_text(in->channel, MESSAGE_REPORT, text, &(struct error){0});

@@ -131,6 +131,8 @@ struct guest_ops {
     /* Lets them run. Idempotent. On an incoming guest: the first instruction on this host. */
     int (*resume)(struct guest *g, struct error *err);
     bool (*paused)(struct guest *g); /* any thread */
+    /* CLOCK_MONOTONIC, ns, of the moment the first vCPU set out after the newest resume; 0 while none has. Any thread. */
+    uint64_t (*resumed_at)(struct guest *g);
 
     /* Device and vCPU state; only while paused. save appends. load on an incoming guest checks all it can check
      * without running: it reads the state back and compares, and the error names each register, MSR or field

@@ -27,6 +27,7 @@ static struct destination_measurement known_half(void)
                                         .cpu_ns = (1ull << 53) - 1,
                                         .state_load_ns = 2,
                                         .resume_ns = 3,
+                                        .running_at_us = 6,
                                         .guest_gap_ns = 5,
                                         .resident_growth_bytes = 4};
 
@@ -42,6 +43,7 @@ static void expect_same_half(const struct destination_measurement *want,
                  got->cpu_ns);
     cr_expect_eq(got->state_load_ns, want->state_load_ns);
     cr_expect_eq(got->resume_ns, want->resume_ns);
+    cr_expect_eq(got->running_at_us, want->running_at_us);
     cr_expect_eq(got->guest_gap_ns, want->guest_gap_ns);
     cr_expect_eq(got->resident_growth_bytes, want->resident_growth_bytes);
     cr_expect_str_eq(got->host.hostname, want->host.hostname);

@@ -114,6 +114,11 @@ static bool guest_paused(struct guest *g)
     return lab_paused(of(g));
 }
 
+static uint64_t guest_resumed_at(struct guest *g)
+{
+    return lab_resumed_at(of(g));
+}
+
 static int guest_throttle(struct guest *g, unsigned percent, struct error *err)
 {
     return lab_throttle(of(g), percent, err);
@@ -197,6 +202,7 @@ static const struct guest_ops lab_ops = {
     .pause = guest_pause,
     .resume = guest_resume,
     .paused = guest_paused,
+    .resumed_at = guest_resumed_at,
     .save = lab_save,
     .load = lab_load,
     .throttle = guest_throttle,

@@ -210,6 +210,8 @@ static bool wait_for_turn(struct lab_vcpu *v)
     go_on = !lab->quit;
     if (go_on) {
         v->parked = false;
+        if (lab->resumed_at == 0)
+            lab->resumed_at = clock_now();
         machine_set_immediate_exit(&lab->machine->vcpu[v->index], false);
     }
     pthread_mutex_unlock(&lab->lock);
@@ -310,12 +312,21 @@ int lab_resume(struct lab *lab, struct error *err)
     pthread_mutex_lock(&lab->lock);
     if (lab->failure[0]) {
         ret = error_set(err, EIO, "guest %s cannot go on: %s", lab->name, lab->failure);
-    } else {
+    } else if (!lab->running) {
         lab->running = true;
+        lab->resumed_at = 0;
         pthread_cond_broadcast(&lab->changed);
     }
     pthread_mutex_unlock(&lab->lock);
     return ret;
+}
+
+uint64_t lab_resumed_at(struct lab *lab)
+{
+    pthread_mutex_lock(&lab->lock);
+    uint64_t at = lab->resumed_at;
+    pthread_mutex_unlock(&lab->lock);
+    return at;
 }
 
 bool lab_paused(struct lab *lab)

@@ -40,6 +40,7 @@ struct lab {
     pthread_cond_t changed;  /* any of it changed; CLOCK_MONOTONIC */
     struct machine *machine; /* replaced only while every vCPU is parked */
     bool running;            /* vCPUs may execute */
+    uint64_t resumed_at;     /* when the first of them did, since the newest resume; 0: none yet */
     bool resting;            /* the throttle's part of the time: they may not, for now */
     bool quit;
     char failure[LAB_FAILURE_SIZE]; /* why the guest cannot go on; "" when it can */
@@ -67,6 +68,8 @@ int lab_start_threads(struct lab *lab, struct error *err);
 void lab_stop_threads(struct lab *lab); /* ends and joins them */
 int lab_pause(struct lab *lab, struct error *err);
 int lab_resume(struct lab *lab, struct error *err);
+/* When the first vCPU ran after the newest resume, clock_now; 0: none has. Any thread. */
+uint64_t lab_resumed_at(struct lab *lab);
 bool lab_paused(struct lab *lab);
 int lab_throttle(struct lab *lab, unsigned percent, struct error *err);
 

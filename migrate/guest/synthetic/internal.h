@@ -69,6 +69,7 @@ struct synthetic {
     pthread_cond_t changed;
     bool hold, ending;
     unsigned parked;
+    uint64_t resumed_at;           /* when the first vCPU set out, since the newest resume; 0: none has */
     bool check_wanted;             /* start one as soon as none is running */
     unsigned checks_left;          /* vCPUs that have not finished the running one */
     struct share_check found;      /* of those that have */

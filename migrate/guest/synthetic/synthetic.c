@@ -370,10 +370,21 @@ static int synthetic_resume(struct guest *g, struct error *err)
     if (s->started_at == 0)
         s->started_at = clock_now() + (uint64_t)s->clock_delta;
     s->ran = true;
+    s->resumed_at = s->hold ? 0 : s->resumed_at;
     s->hold = false;
     synthetic_changed(s);
     pthread_mutex_unlock(&s->lock);
     return 0;
+}
+
+static uint64_t synthetic_resumed_at(struct guest *g)
+{
+    struct synthetic *s = of(g);
+
+    pthread_mutex_lock(&s->lock);
+    uint64_t at = s->resumed_at;
+    pthread_mutex_unlock(&s->lock);
+    return at;
 }
 
 static bool synthetic_paused(struct guest *g)
@@ -446,6 +457,7 @@ static const struct guest_ops synthetic_ops = {
     .pause = synthetic_pause,
     .resume = synthetic_resume,
     .paused = synthetic_paused,
+    .resumed_at = synthetic_resumed_at,
     .save = synthetic_save,
     .load = synthetic_load,
     .throttle = synthetic_throttle,

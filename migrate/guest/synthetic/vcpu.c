@@ -150,6 +150,8 @@ static void park(struct vcpu *v)
         pthread_cond_wait(&s->changed, &s->lock);
     s->parked--;
     v->parked = false;
+    if (s->resumed_at == 0)
+        s->resumed_at = clock_now();
     restart_schedule(v, clock_now());
     if (v->number == 0)
         s->sampled_at = 0;
