@@ -83,21 +83,25 @@ static int on_verify(struct incoming *in, const struct message *m, struct error 
     return result;
 }
 
-/* A start that could not be recorded has not happened: the source says COMMIT again. */
+/* What could not be recorded has not happened: the guest stays prepared, and whoever wanted it says so again. */
+static int if_recorded(int result, struct error *err)
+{
+    if (result == 0 || result == -ECONNABORTED)
+        return result;
+    log_line(LOG_ERROR, "the guest stays prepared: %s", err->text);
+    error_clear(err);
+    return 1;
+}
+
 static int on_commit(struct incoming *in, struct error *err)
 {
     int result = start_guest(in, err);
 
-    if (result == 0) {
+    if (result == 0)
         say_running(in);
-    } else if (result == -ECONNABORTED) {
+    else if (result == -ECONNABORTED)
         say_aborted(in, err->text);
-    } else {
-        log_line(LOG_ERROR, "the guest was not started: %s", err->text);
-        error_clear(err);
-        return 1;
-    }
-    return result;
+    return if_recorded(result, err);
 }
 
 /* 1: go on waiting; 0: STARTED; -ECONNABORTED: ABORTED. */
@@ -110,7 +114,7 @@ static int on_message(struct incoming *in, const struct message *m, struct error
     case MESSAGE_COMMIT:
         return on_commit(in, err);
     case MESSAGE_ABORT:
-        return abort_guest(in, message_text(m, why, sizeof(why)), err);
+        return if_recorded(abort_guest(in, message_text(m, why, sizeof(why)), err), err);
     case MESSAGE_VERIFY:
         if (on_verify(in, m, &local))
             log_line(LOG_WARNING, "verification: %s", local.text);
@@ -263,7 +267,7 @@ int destination_stand_by(struct incoming *in, struct error *err)
             result = serve_request(in, err);
         if (result == 1 && !in->channel && clock_now() >= next_ask) {
             if (ask_source(in) == OWNERSHIP_OWNER)
-                result = abort_guest(in, "the source has kept the guest", err);
+                result = if_recorded(abort_guest(in, "the source has kept the guest", err), err);
             next_ask = clock_now() + ASK_EVERY_MS * NS_PER_MS;
         }
         if (result != 1)

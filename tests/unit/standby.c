@@ -2,15 +2,18 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "migrate/exchange.h"
 #include "migrate/guest/synthetic/synthetic.h"
 #include "migrate/incoming.h"
+#include "migrate/record.h"
 #include "transport/base/clock.h"
 #include "transport/base/wire.h"
 
@@ -265,6 +268,34 @@ Test(standby, abort_is_recorded_and_answered, .timeout = 60)
     send_one(s.control, MESSAGE_ABORT, "changed my mind", 15);
     expect(s.control, MESSAGE_ABORTED);
     expect_phase(&s, INCOMING_ABORTED, 5);
+    drop_curtain(&s);
+}
+
+static void let_files_be_written(bool allowed)
+{
+    struct rlimit limit;
+
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &limit);
+    limit.rlim_cur = allowed ? limit.rlim_max : 0;
+    setrlimit(RLIMIT_FSIZE, &limit);
+}
+
+Test(standby, what_cannot_be_recorded_does_not_happen, .timeout = 60)
+{
+    struct stage s;
+
+    raise_curtain(&s);
+    let_files_be_written(false);
+    send_one(s.control, MESSAGE_ABORT, "changed my mind", 15);
+    send_one(s.control, MESSAGE_COMMIT, NULL, 0);
+    s.state = OWNERSHIP_OWNER;
+    hang_up(&s);
+    clock_sleep_until(clock_now() + 2 * NS_PER_S);
+    expect_phase(&s, INCOMING_PREPARED, 0);
+    let_files_be_written(true);
+    expect_phase(&s, INCOMING_ABORTED, 8);
+    cr_expect_eq(record_consult(s.hello.token, RECORD_DESTINATION), OWNERSHIP_ABORTED);
     drop_curtain(&s);
 }
 
