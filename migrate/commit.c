@@ -166,6 +166,10 @@ static int decide_request(struct migration *m, const struct resolve_request *req
         snprintf(text, size, "the guest runs at the destination; the copy here was released, not resumed");
         return -EBUSY;
     }
+    if (there == OWNERSHIP_STARTING) {
+        snprintf(text, size, "the destination is starting the guest at this moment: ask again when it has");
+        return -EBUSY;
+    }
     if (there != OWNERSHIP_ABORTED && there != OWNERSHIP_STARTED && !request->force) {
         snprintf(text, size, "the destination does not answer for this session (%s). If you are certain that the guest "
                  "%s there, repeat with --force; if you are wrong, %s", ownership_name(there),

@@ -16,16 +16,19 @@ static const char *const names[OWNERSHIP_STATES] = {
     [OWNERSHIP_ABORTED] = "aborted",
     [OWNERSHIP_STARTED_DEAD] = "started-dead",
     [OWNERSHIP_UNKNOWN] = "unknown",
+    [OWNERSHIP_STARTING] = "starting",
 };
 
-/* STARTED to ABORTED is for a start that failed before one instruction ran. */
+/* STARTING to ABORTED is for a start that failed before one instruction ran. STARTED is final: the source lets the guest go
+ * when it hears of it. */
 static const struct {
     enum ownership_state from, to;
 } moves[] = {
     {OWNERSHIP_OWNER, OWNERSHIP_COMMITTING},    {OWNERSHIP_COMMITTING, OWNERSHIP_RELEASED},
     {OWNERSHIP_COMMITTING, OWNERSHIP_OWNER},    {OWNERSHIP_RECEIVING, OWNERSHIP_PREPARED},
-    {OWNERSHIP_RECEIVING, OWNERSHIP_ABORTED},   {OWNERSHIP_PREPARED, OWNERSHIP_STARTED},
-    {OWNERSHIP_PREPARED, OWNERSHIP_ABORTED},    {OWNERSHIP_STARTED, OWNERSHIP_ABORTED},
+    {OWNERSHIP_RECEIVING, OWNERSHIP_ABORTED},   {OWNERSHIP_PREPARED, OWNERSHIP_STARTING},
+    {OWNERSHIP_PREPARED, OWNERSHIP_ABORTED},    {OWNERSHIP_STARTING, OWNERSHIP_STARTED},
+    {OWNERSHIP_STARTING, OWNERSHIP_ABORTED},
 };
 
 const char *ownership_name(enum ownership_state state)

@@ -25,6 +25,8 @@ enum ownership_state {
     /* only in answers */
     OWNERSHIP_STARTED_DEAD = 8, /* it ran here, and its process is gone */
     OWNERSHIP_UNKNOWN = 9,      /* no record of such a session, or one that cannot be trusted */
+    /* at the destination, between PREPARED and STARTED: it may run, or prove unable to */
+    OWNERSHIP_STARTING = 10,
     OWNERSHIP_STATES
 };
 

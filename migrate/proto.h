@@ -15,7 +15,7 @@
  *     VERIFY(range)                             -->
  *                                               <-- HASHES                   (with --verify, repeated)
  *     --- COMMITTING is recorded ---
- *     COMMIT                                    -->     STARTED is recorded, then the guest runs
+ *     COMMIT                                    -->     STARTING is recorded, the guest runs, STARTED is recorded
  *                                               <-- RUNNING | ABORTED(why)
  *     --- RELEASED ---
  *     RELEASE                                   -->     the record may go
@@ -28,9 +28,12 @@
  *                  ^                   |
  *                  +----- ABORTED -----+          nothing else leads back
  *
- *   destination  RECEIVING --LOAD--> PREPARED --COMMIT--> STARTED      one compare-and-swap, recorded first
+ *   destination  RECEIVING --LOAD--> PREPARED --COMMIT--> STARTING --it runs--> STARTED
+ *                    |                  |                     | it cannot
  *                    |                  +------ABORT----> ABORTED
  *                    +---- any failure, silence -------------^
+ *                COMMIT or ABORT: one compare-and-swap, recorded first. STARTED is not said before it is certain that the
+ *                guest runs: on hearing it the source lets its copy go.
  *
  * A connection lost after PREPARED is made anew to the session port: HELLO(reconnect, token, next epoch), WELCOME, then
  * COMMIT or ABORT again; both may be repeated. Whoever knows the token may ask any time, at the session port of either

@@ -244,6 +244,7 @@ static enum ownership_state judge_dead(int file, const char *path, const struct 
     boot_id_read(boot);
     bool same_boot = boot[0] && strcmp(boot, c->boot_id) == 0;
     switch (c->state) {
+    case OWNERSHIP_STARTING:
     case OWNERSHIP_STARTED:
         return OWNERSHIP_STARTED_DEAD;
     case OWNERSHIP_ABORTED:

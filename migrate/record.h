@@ -45,8 +45,8 @@ void record_remove(struct record *r);
 /* Frees `r` but keeps file and lock for as long as this process lives. NULL is fine. */
 void record_keep(struct record *r);
 
-/* What became of a session according to the record of `role` on this host: the state; STARTED of a dead process is
- * OWNERSHIP_STARTED_DEAD; a RECEIVING or PREPARED one whose process is dead and cannot have started it is recorded as ABORTED here
+/* What became of a session according to the record of `role` on this host: the state; STARTING or STARTED of a dead
+ * process is OWNERSHIP_STARTED_DEAD; a RECEIVING or PREPARED one whose process is dead and cannot have started it is recorded as ABORTED here
  * and now; no record, or one that another boot makes untrustworthy, is OWNERSHIP_UNKNOWN. */
 enum ownership_state record_consult(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role);
 

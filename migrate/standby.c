@@ -16,22 +16,26 @@
 
 enum { ASK_EVERY_MS = 1000, ASK_MS = 1500, SEE_OFF_MS = 10000, GAP_MS = 500 };
 
+/* -ECONNABORTED: it cannot be started, and that is recorded. Other errors: nothing is decided, and it may be tried again. */
 static int start_guest(struct incoming *in, struct error *err)
 {
     uint64_t started = clock_now();
+    struct error local = {0};
+    int result = 0;
 
     if (in->transport)
         transport_shutdown(in->transport);
-    int result = ownership_move(&in->ownership, OWNERSHIP_PREPARED, OWNERSHIP_STARTED, err);
+    if (ownership_get(&in->ownership) != OWNERSHIP_STARTING)
+        result = ownership_move(&in->ownership, OWNERSHIP_PREPARED, OWNERSHIP_STARTING, err);
     if (result)
         return result;
-    result = in->guest->ops->resume(in->guest, err);
-    if (result) {
-        error_prefix(err, "the guest could not be started");
-        ownership_move(&in->ownership, OWNERSHIP_STARTED, OWNERSHIP_ABORTED, &(struct error){0});
-        return -ECONNABORTED;
+    if (in->guest->ops->resume(in->guest, &local)) {
+        result = ownership_move(&in->ownership, OWNERSHIP_STARTING, OWNERSHIP_ABORTED, err);
+        return result ? result : error_set(err, ECONNABORTED, "the guest could not be started: %s", local.text);
     }
     in->measurement.resume_ns = clock_now() - started;
+    if (ownership_move(&in->ownership, OWNERSHIP_STARTING, OWNERSHIP_STARTED, &local))
+        log_line(LOG_ERROR, "the guest runs, but: %s", local.text);
     return 0;
 }
 
@@ -52,7 +56,8 @@ static void say_aborted(struct incoming *in, const char *why)
 
 static int abort_guest(struct incoming *in, const char *why, struct error *err)
 {
-    int result = ownership_move(&in->ownership, OWNERSHIP_PREPARED, OWNERSHIP_ABORTED, err);
+    enum ownership_state now = ownership_get(&in->ownership); /* STARTING, when a start failed and that was not recorded */
+    int result = ownership_move(&in->ownership, now, OWNERSHIP_ABORTED, err);
 
     if (result)
         return result;
@@ -93,7 +98,7 @@ static int if_recorded(int result, struct error *err)
     return 1;
 }
 
-static int on_commit(struct incoming *in, struct error *err)
+static int start_and_say(struct incoming *in, struct error *err)
 {
     int result = start_guest(in, err);
 
@@ -101,7 +106,7 @@ static int on_commit(struct incoming *in, struct error *err)
         say_running(in);
     else if (result == -ECONNABORTED)
         say_aborted(in, err->text);
-    return if_recorded(result, err);
+    return result;
 }
 
 /* 1: go on waiting; 0: STARTED; -ECONNABORTED: ABORTED. */
@@ -112,7 +117,7 @@ static int on_message(struct incoming *in, const struct message *m, struct error
 
     switch (m->type) {
     case MESSAGE_COMMIT:
-        return on_commit(in, err);
+        return if_recorded(start_and_say(in, err), err);
     case MESSAGE_ABORT:
         return if_recorded(abort_guest(in, message_text(m, why, sizeof(why)), err), err);
     case MESSAGE_VERIFY:
@@ -192,9 +197,7 @@ static int start_by_operator(struct incoming *in, enum ownership_state there, bo
                  "there, repeat with --force; if you are wrong, two copies will run");
         return -EBUSY;
     }
-    int result = start_guest(in, err);
-    if (result == 0)
-        say_running(in);
+    int result = start_and_say(in, err);
     snprintf(text, size, "%s", result ? err->text : "the guest runs here");
     return result;
 }

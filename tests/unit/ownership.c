@@ -21,16 +21,17 @@
 #define P OWNERSHIP_PREPARED
 #define S OWNERSHIP_STARTED
 #define A OWNERSHIP_ABORTED
+#define G OWNERSHIP_STARTING
 
 static const bool legal[OWNERSHIP_STATES][OWNERSHIP_STATES] = {
     [O][C] = true, [C][R] = true, [C][O] = true, [V][P] = true,
-    [V][A] = true, [P][S] = true, [P][A] = true, [S][A] = true,
+    [V][A] = true, [P][G] = true, [P][A] = true, [G][S] = true, [G][A] = true,
 };
 
 Test(ownership, only_the_legal_moves_are_made)
 {
-    for (int from = O; from <= A; from++) {
-        for (int to = O; to <= A; to++) {
+    for (int from = O; from < OWNERSHIP_STATES; from++) {
+        for (int to = O; to < OWNERSHIP_STATES; to++) {
             struct ownership o;
             struct error err = {0};
             ownership_init(&o, (enum ownership_state)from);
@@ -52,7 +53,7 @@ Test(ownership, a_move_from_another_state_is_stale)
     struct error err = {0};
 
     ownership_init(&o, OWNERSHIP_ABORTED);
-    cr_expect_eq(ownership_move(&o, OWNERSHIP_PREPARED, OWNERSHIP_STARTED, &err), -ESTALE);
+    cr_expect_eq(ownership_move(&o, OWNERSHIP_PREPARED, OWNERSHIP_STARTING, &err), -ESTALE);
     cr_expect_eq(ownership_get(&o), OWNERSHIP_ABORTED);
     cr_expect(strstr(err.text, "aborted"), "the text must say what the state is, it says: %s", err.text);
     ownership_destroy(&o);
@@ -145,6 +146,7 @@ Test(record, verdicts_on_the_dead)
         {OWNERSHIP_PREPARED, true, false, OWNERSHIP_ABORTED},   {OWNERSHIP_STARTED, true, false, OWNERSHIP_STARTED_DEAD},
         {OWNERSHIP_ABORTED, true, false, OWNERSHIP_ABORTED},    {OWNERSHIP_RECEIVING, false, true, OWNERSHIP_ABORTED},
         {OWNERSHIP_RECEIVING, true, true, OWNERSHIP_UNKNOWN},   {OWNERSHIP_PREPARED, true, true, OWNERSHIP_UNKNOWN},
+        {OWNERSHIP_STARTING, true, false, OWNERSHIP_STARTED_DEAD}, {OWNERSHIP_STARTING, true, true, OWNERSHIP_STARTED_DEAD},
         {OWNERSHIP_STARTED, true, true, OWNERSHIP_STARTED_DEAD}, {OWNERSHIP_ABORTED, true, true, OWNERSHIP_ABORTED},
     };
 

@@ -271,6 +271,62 @@ Test(standby, abort_is_recorded_and_answered, .timeout = 60)
     drop_curtain(&s);
 }
 
+/* A guest that takes its time to start, and then fails when told to. */
+static struct {
+    const struct guest_ops *real;
+    atomic_bool under_way, go_on, fails;
+} start;
+
+static int hesitant_resume(struct guest *guest, struct error *err)
+{
+    start.under_way = true;
+    while (!start.go_on)
+        clock_sleep_until(clock_now() + NS_PER_MS);
+    return start.fails ? error_set(err, EIO, "no wish to run") : start.real->resume(guest, err);
+}
+
+static void make_it_hesitate(struct stage *s, bool fails)
+{
+    static struct guest_ops ops;
+    struct guest *guest = incoming_guest(s->incoming);
+
+    start.real = guest->ops;
+    start.under_way = start.go_on = false;
+    start.fails = fails;
+    ops = *guest->ops;
+    ops.resume = hesitant_resume;
+    guest->ops = &ops;
+}
+
+static void await_start(void)
+{
+    for (int i = 0; i < 2000 && !start.under_way; i++)
+        clock_sleep_until(clock_now() + 5 * NS_PER_MS);
+    cr_assert(start.under_way, "the guest was not started");
+}
+
+/* A source that hears STARTED lets its copy go: it must not hear it while the start can still fail. */
+Test(standby, started_is_not_said_before_it_is_certain, .timeout = 60)
+{
+    struct stage s;
+    enum ownership_state state = OWNERSHIP_NONE;
+    struct error err = {0};
+
+    raise_curtain(&s);
+    make_it_hesitate(&s, true);
+    send_one(s.control, MESSAGE_COMMIT, NULL, 0);
+    await_start();
+    cr_assert_eq(exchange_ask(&s.session, s.hello.token, STEP_MS, -1, &state, &err), 0, "%s", err.text);
+    cr_expect_eq(state, OWNERSHIP_STARTING, "the session port says %s", ownership_name(state));
+    state = record_consult(s.hello.token, RECORD_DESTINATION);
+    cr_expect_eq(state, OWNERSHIP_STARTING, "the record says %s", ownership_name(state));
+    start.go_on = true;
+    expect(s.control, MESSAGE_ABORTED);
+    expect_phase(&s, INCOMING_ABORTED, 5);
+    cr_expect_eq(record_consult(s.hello.token, RECORD_DESTINATION), OWNERSHIP_ABORTED);
+    drop_curtain(&s);
+}
+
 static void let_files_be_written(bool allowed)
 {
     struct rlimit limit;
@@ -296,6 +352,27 @@ Test(standby, what_cannot_be_recorded_does_not_happen, .timeout = 60)
     let_files_be_written(true);
     expect_phase(&s, INCOMING_ABORTED, 8);
     cr_expect_eq(record_consult(s.hello.token, RECORD_DESTINATION), OWNERSHIP_ABORTED);
+    drop_curtain(&s);
+}
+
+Test(standby, a_start_that_failed_unrecorded_is_tried_again, .timeout = 60)
+{
+    struct stage s;
+
+    raise_curtain(&s);
+    make_it_hesitate(&s, true);
+    send_one(s.control, MESSAGE_COMMIT, NULL, 0);
+    await_start();
+    let_files_be_written(false);
+    start.go_on = true;
+    clock_sleep_until(clock_now() + 100 * NS_PER_MS);
+    expect_phase(&s, INCOMING_PREPARED, 0);
+    let_files_be_written(true);
+    start.fails = false;
+    send_one(s.control, MESSAGE_COMMIT, NULL, 0);
+    expect(s.control, MESSAGE_RUNNING);
+    expect_phase(&s, INCOMING_STARTED, 5);
+    cr_expect_eq(record_consult(s.hello.token, RECORD_DESTINATION), OWNERSHIP_STARTED);
     drop_curtain(&s);
 }
 
