@@ -198,6 +198,24 @@ static enum verdict serve_request(struct migration *m, struct error *err)
     return verdict;
 }
 
+/* Whoever asked too late to be served learns how it ended. */
+static void leave_doubt(struct migration *m, enum verdict verdict)
+{
+    bool here = verdict == VERDICT_ABORTED;
+    struct resolve_request late;
+
+    pthread_mutex_lock(&m->lock);
+    m->reportable = false;
+    m->status.phase = MIGRATION_COMMITTING;
+    late = m->resolve;
+    m->resolve.waiting = false;
+    pthread_mutex_unlock(&m->lock);
+    source_notify(m, true);
+    if (late.waiting)
+        late.done(late.context, here == (late.action == RESOLVE_RESUME) ? 0 : -EALREADY,
+                  here ? "settled meanwhile: the guest goes on here" : "settled meanwhile: the guest runs at the destination");
+}
+
 static enum verdict stay_in_doubt(struct migration *m, struct error *err)
 {
     enum verdict verdict = VERDICT_NONE;
@@ -225,10 +243,7 @@ static enum verdict stay_in_doubt(struct migration *m, struct error *err)
         if (verdict == VERDICT_NONE)
             wakeup_wait(&m->wakeup, &seen, next_try);
     }
-    pthread_mutex_lock(&m->lock);
-    m->reportable = false;
-    pthread_mutex_unlock(&m->lock);
-    source_set_phase(m, MIGRATION_COMMITTING);
+    leave_doubt(m, verdict);
     return verdict;
 }
 

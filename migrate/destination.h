@@ -34,6 +34,7 @@ struct incoming {
     pthread_mutex_t lock;
     struct incoming_status status;  /* under lock */
     struct resolve_request resolve; /* under lock */
+    bool resolvable;                /* under lock: requests are served */
     struct guest *guest;            /* under lock while the thread runs */
     int pending_socket;             /* under lock: a connection that comes back, or -1 */
     uint32_t pending_epoch;

@@ -194,7 +194,7 @@ int incoming_resolve(struct incoming *in, enum resolve_action action, bool force
     int result = 0;
 
     pthread_mutex_lock(&in->lock);
-    if (in->status.phase != INCOMING_PREPARED)
+    if (!in->resolvable)
         result = error_set(err, EINVAL, "this session is not prepared: there is nothing to resolve");
     else if (in->resolve.waiting)
         result = error_set(err, EBUSY, "another request to resolve this session is being served");

@@ -238,6 +238,25 @@ static int serve_request(struct incoming *in, struct error *err)
     return served ? result : 1;
 }
 
+static void set_resolvable(struct incoming *in, bool resolvable, struct resolve_request *late)
+{
+    pthread_mutex_lock(&in->lock);
+    in->resolvable = resolvable;
+    *late = in->resolve;
+    in->resolve.waiting = false;
+    pthread_mutex_unlock(&in->lock);
+}
+
+/* Whoever asked too late to be served learns how it ended. */
+static void answer_late(const struct resolve_request *late, bool started)
+{
+    bool wanted = started == (late->action == RESOLVE_RESUME);
+
+    if (late->waiting)
+        late->done(late->context, wanted ? 0 : -EALREADY,
+                   started ? "settled meanwhile: the guest runs here" : "settled meanwhile: the copy here is gone");
+}
+
 static int drain_channel(struct incoming *in, struct error *err)
 {
     int result = 1;
@@ -258,11 +277,10 @@ static int drain_channel(struct incoming *in, struct error *err)
     return result;
 }
 
-int destination_stand_by(struct incoming *in, struct error *err)
+static int await_fate(struct incoming *in, struct error *err)
 {
     uint64_t next_ask = clock_now(), seen = 0;
 
-    destination_set_phase(in, INCOMING_PREPARED);
     for (;;) {
         adopt_pending(in);
         int result = drain_channel(in, err);
@@ -277,6 +295,18 @@ int destination_stand_by(struct incoming *in, struct error *err)
             return result;
         wakeup_wait(&in->wakeup, &seen, in->channel ? UINT64_MAX : next_ask);
     }
+}
+
+int destination_stand_by(struct incoming *in, struct error *err)
+{
+    struct resolve_request late;
+
+    set_resolvable(in, true, &late);
+    destination_set_phase(in, INCOMING_PREPARED);
+    int result = await_fate(in, err);
+    set_resolvable(in, false, &late);
+    answer_late(&late, result == 0);
+    return result;
 }
 
 /* The guest's own measure of the gap comes a moment after it runs. */

@@ -32,6 +32,7 @@ struct stage {
     pthread_t session, queries;
     atomic_bool over;
     atomic_uint commits, aborts, reconnect_epoch;
+    atomic_bool hesitates, asked; /* queries are answered late; one has come */
     struct guest *guest;
     struct migration *migration;
     char folder[64];
@@ -168,7 +169,7 @@ static void *query_thread(void *stage)
     while (!s->over) {
         struct message m;
         struct hello hello;
-        struct answer answer = {.state = s->script.answer};
+        struct answer answer = {0};
         uint8_t body[8];
         int socket = address_accept(s->session_listener, &(struct error){0});
         if (socket < 0)
@@ -176,6 +177,10 @@ static void *query_thread(void *stage)
         if (!s->over && next_message(socket, &m)) {
             cr_assert_eq(hello_decode(&m, &hello, &(struct error){0}), 0);
             message_free(&m);
+            s->asked = s->hesitates && hello.intent == HELLO_QUERY;
+            while (s->asked && s->hesitates)
+                clock_sleep_until(clock_now() + NS_PER_MS);
+            answer.state = s->script.answer;
             if (hello.intent == HELLO_QUERY)
                 send_one(socket, MESSAGE_ANSWER, body, answer_encode(&answer, body));
             else if (s->script.takes_back)
@@ -364,5 +369,28 @@ Test(doubt, started_and_dead_since_is_not_aborted, .timeout = 90)
     while (migration_exit_code(s.migration) == 3)
         clock_sleep_until(clock_now() + 5 * NS_PER_MS);
     expect_end(&s, 0, true);
+    drop_curtain(&s);
+}
+
+Test(doubt, a_request_that_comes_too_late_is_answered, .timeout = 90)
+{
+    struct stage s;
+    struct resolved r = {.result = 1};
+    struct error err = {0};
+
+    raise_curtain(&s, &says_unknown);
+    expect_end(&s, 3, true);
+    s.hesitates = true;
+    for (int i = 0; i < 2000 && !s.asked; i++)
+        clock_sleep_until(clock_now() + 5 * NS_PER_MS);
+    cr_expect_eq(migration_resolve(s.migration, RESOLVE_DESTROY, true, on_resolved, &r, &err), 0, "%s", err.text);
+    s.script.answer = OWNERSHIP_ABORTED;
+    s.hesitates = false;
+    for (int i = 0; i < 2000 && r.result == 1; i++)
+        clock_sleep_until(clock_now() + 5 * NS_PER_MS);
+    cr_expect_eq(r.result, -EALREADY, "came %d: %s", r.result, r.text);
+    while (migration_exit_code(s.migration) == 3)
+        clock_sleep_until(clock_now() + 5 * NS_PER_MS);
+    expect_end(&s, 1, false);
     drop_curtain(&s);
 }

@@ -444,15 +444,41 @@ static void on_resolved(void *context, int result, const char *text)
     r->result = result;
 }
 
-static int resolve(struct stage *s, enum resolve_action action, bool force, struct resolved *r)
+static void ask_to_resolve(struct stage *s, enum resolve_action action, bool force, struct resolved *r)
 {
     struct error err = {0};
 
     r->result = 1;
     cr_assert_eq(incoming_resolve(s->incoming, action, force, on_resolved, r, &err), 0, "%s", err.text);
+}
+
+static int await_resolved(struct resolved *r)
+{
     for (int i = 0; i < 2000 && r->result == 1; i++)
         clock_sleep_until(clock_now() + 5 * NS_PER_MS);
     return r->result;
+}
+
+static int resolve(struct stage *s, enum resolve_action action, bool force, struct resolved *r)
+{
+    ask_to_resolve(s, action, force, r);
+    return await_resolved(r);
+}
+
+Test(standby, a_request_that_comes_too_late_is_answered, .timeout = 60)
+{
+    struct stage s;
+    struct resolved r;
+
+    raise_curtain(&s);
+    make_it_hesitate(&s, false);
+    send_one(s.control, MESSAGE_COMMIT, NULL, 0);
+    await_start();
+    ask_to_resolve(&s, RESOLVE_DESTROY, true, &r);
+    start.go_on = true;
+    cr_expect_eq(await_resolved(&r), -EALREADY, "came %d: %s", r.result, r.text);
+    expect_phase(&s, INCOMING_STARTED, 5);
+    drop_curtain(&s);
 }
 
 Test(standby, what_an_operator_may_do_depends_on_the_source, .timeout = 200)
