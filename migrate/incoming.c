@@ -73,8 +73,9 @@ static void leave(struct incoming *in, enum incoming_phase phase)
     in->state = NULL;
     pthread_mutex_lock(&in->lock);
     in->status.finished = true;
+    in->status.phase = phase;
     pthread_mutex_unlock(&in->lock);
-    destination_set_phase(in, phase);
+    in->observer.changed(in->observer.context);
 }
 
 static void *session_thread(void *argument)

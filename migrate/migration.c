@@ -250,8 +250,9 @@ static void *session_thread(void *argument)
     pthread_mutex_lock(&m->lock);
     m->reportable = true;
     m->status.finished = true;
+    m->status.phase = phase;
     pthread_mutex_unlock(&m->lock);
-    source_set_phase(m, phase);
+    source_notify(m, true);
     return NULL;
 }
 
