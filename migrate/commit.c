@@ -21,14 +21,17 @@ enum {
 /* What is known of the destination's fate. */
 enum verdict { VERDICT_NONE, VERDICT_RUNS_THERE, VERDICT_ABORTED };
 
+/* Under the lock: in doubt, a report may be asked for at the same time. */
 static void note_running(struct migration *m)
 {
     uint64_t now = clock_now();
 
-    if (m->measurement.downtime_ns)
-        return;
-    m->measurement.downtime_ns = now - m->paused_at;
-    m->measurement.downtime.resume = now - m->prepared_at;
+    pthread_mutex_lock(&m->lock);
+    if (m->measurement.downtime_ns == 0) {
+        m->measurement.downtime_ns = now - m->paused_at;
+        m->measurement.downtime.resume = now - m->prepared_at;
+    }
+    pthread_mutex_unlock(&m->lock);
 }
 
 /* Says `what` on the channel and waits for the answer. */

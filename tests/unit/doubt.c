@@ -32,6 +32,7 @@ struct stage {
     pthread_t session, queries;
     atomic_bool over;
     atomic_uint commits, aborts, reconnect_epoch;
+    atomic_int answer; /* to queries, at first as the script says */
     atomic_bool hesitates, asked; /* queries are answered late; one has come */
     struct guest *guest;
     struct migration *migration;
@@ -180,7 +181,7 @@ static void *query_thread(void *stage)
             s->asked = s->hesitates && hello.intent == HELLO_QUERY;
             while (s->asked && s->hesitates)
                 clock_sleep_until(clock_now() + NS_PER_MS);
-            answer.state = s->script.answer;
+            answer.state = (uint32_t)s->answer;
             if (hello.intent == HELLO_QUERY)
                 send_one(socket, MESSAGE_ANSWER, body, answer_encode(&answer, body));
             else if (s->script.takes_back)
@@ -204,7 +205,7 @@ static void raise_curtain(struct stage *s, const struct script *script)
     struct address any = {.scheme = "tcp", .host = "127.0.0.1"};
     struct error err = {0};
 
-    *s = (struct stage){.script = *script};
+    *s = (struct stage){.script = *script, .answer = (int)script->answer};
     strcpy(s->folder, "/tmp/wander-doubt-XXXXXX");
     cr_assert(mkdtemp(s->folder));
     setenv("XDG_STATE_HOME", s->folder, 1);
@@ -384,7 +385,7 @@ Test(doubt, a_request_that_comes_too_late_is_answered, .timeout = 90)
     for (int i = 0; i < 2000 && !s.asked; i++)
         clock_sleep_until(clock_now() + 5 * NS_PER_MS);
     cr_expect_eq(migration_resolve(s.migration, RESOLVE_DESTROY, true, on_resolved, &r, &err), 0, "%s", err.text);
-    s.script.answer = OWNERSHIP_ABORTED;
+    s.answer = OWNERSHIP_ABORTED;
     s.hesitates = false;
     for (int i = 0; i < 2000 && r.result == 1; i++)
         clock_sleep_until(clock_now() + 5 * NS_PER_MS);
@@ -392,5 +393,20 @@ Test(doubt, a_request_that_comes_too_late_is_answered, .timeout = 90)
     while (migration_exit_code(s.migration) == 3)
         clock_sleep_until(clock_now() + 5 * NS_PER_MS);
     expect_end(&s, 1, false);
+    drop_curtain(&s);
+}
+
+/* Reports are asked for all the while the doubt ends (for the race detector). */
+Test(doubt, a_report_may_be_asked_for_when_it_ends, .timeout = 90)
+{
+    struct stage s;
+
+    raise_curtain(&s, &says_unknown);
+    expect_end(&s, 3, true);
+    s.answer = OWNERSHIP_STARTED;
+    while (migration_exit_code(s.migration) != 0) {
+        free(migration_report_json(s.migration));
+        clock_sleep_until(clock_now() + NS_PER_MS / 4);
+    }
     drop_curtain(&s);
 }
