@@ -130,10 +130,15 @@ static int on_message(struct incoming *in, const struct message *m, struct error
     }
 }
 
-static void drop_channel(struct incoming *in)
+static void close_channel(struct incoming *in)
 {
     channel_close(in->channel);
     in->channel = NULL;
+}
+
+static void drop_channel(struct incoming *in)
+{
+    close_channel(in);
     pthread_mutex_lock(&in->lock);
     in->status.source_silent = true;
     pthread_mutex_unlock(&in->lock);
@@ -160,8 +165,7 @@ static void adopt_pending(struct incoming *in)
         return;
     }
     destination_close_lanes(in);
-    channel_close(in->channel);
-    in->channel = NULL;
+    close_channel(in);
     in->epoch = epoch;
     if (channel_open(socket, &in->wakeup, &in->channel, &err) == 0) {
         struct welcome welcome = {.version = PROTO_VERSION_MAX, .epoch = epoch};
@@ -192,7 +196,7 @@ static int start_by_operator(struct incoming *in, enum ownership_state there, bo
         snprintf(text, size, "the guest runs at the source: it cannot be resumed here. Use --destroy");
         return -EBUSY;
     }
-    if (there != OWNERSHIP_COMMITTING && !force) {
+    if (there != OWNERSHIP_COMMITTING && there != OWNERSHIP_RELEASED && !force) {
         snprintf(text, size, "the source does not answer for this session. If you are certain that the guest does not run "
                  "there, repeat with --force; if you are wrong, two copies will run");
         return -EBUSY;
@@ -205,6 +209,11 @@ static int start_by_operator(struct incoming *in, enum ownership_state there, bo
 static int abort_by_operator(struct incoming *in, enum ownership_state there, bool force, char *text, size_t size,
                              struct error *err)
 {
+    if (there == OWNERSHIP_RELEASED && !force) {
+        snprintf(text, size, "the source has let the guest go: this is the only copy. Use --resume, or --destroy --force to "
+                 "lose it");
+        return -EBUSY;
+    }
     if (there != OWNERSHIP_OWNER && there != OWNERSHIP_COMMITTING && !force) {
         snprintf(text, size, "the source does not answer for this session. If you are certain that it still has the guest, or "
                  "want it gone, repeat with --force; if the source is dead, the guest is lost");
@@ -355,7 +364,7 @@ void destination_see_off(struct incoming *in)
         else if (got > 0 && (m.type == MESSAGE_COMMIT || m.type == MESSAGE_ABORT))
             say_running(in);
         else if (got < 0)
-            drop_channel(in);
+            close_channel(in);
         else if (got == 0)
             wakeup_wait(&in->wakeup, &seen, deadline);
         message_free(&m);

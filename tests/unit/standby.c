@@ -402,6 +402,10 @@ Test(standby, a_source_that_is_committing_is_waited_for, .timeout = 60)
     expect(again, MESSAGE_RUNNING);
     expect_phase(&s, INCOMING_STARTED, 5);
     close(again);
+    clock_sleep_until(clock_now() + 500 * NS_PER_MS);
+    struct incoming_status status;
+    incoming_get_status(s.incoming, &status);
+    cr_expect(strstr(status.message, "runs here"), "of a guest that runs it says: %s", status.message);
     drop_curtain(&s);
 }
 
@@ -495,6 +499,8 @@ Test(standby, what_an_operator_may_do_depends_on_the_source, .timeout = 200)
         {OWNERSHIP_OWNER, RESOLVE_DESTROY, false, 0, INCOMING_ABORTED},
         {OWNERSHIP_COMMITTING, RESOLVE_RESUME, false, 0, INCOMING_STARTED},
         {OWNERSHIP_COMMITTING, RESOLVE_DESTROY, false, 0, INCOMING_ABORTED},
+        {OWNERSHIP_RELEASED, RESOLVE_RESUME, false, 0, INCOMING_STARTED},
+        {OWNERSHIP_RELEASED, RESOLVE_DESTROY, false, -EBUSY, INCOMING_PREPARED},
         {OWNERSHIP_NONE, RESOLVE_RESUME, false, -EBUSY, INCOMING_PREPARED},
         {OWNERSHIP_NONE, RESOLVE_RESUME, true, 0, INCOMING_STARTED},
         {OWNERSHIP_NONE, RESOLVE_DESTROY, false, -EBUSY, INCOMING_PREPARED},
