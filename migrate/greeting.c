@@ -214,6 +214,7 @@ static int make_rounds(struct migration *m, struct error *err)
         .guest = m->guest,
         .tracker = m->tracker,
         .transport = m->transport,
+        .max_bandwidth = m->options.max_bandwidth,
         .interrupted = source_interrupted,
         .progress = on_progress,
         .context = m,

@@ -13,7 +13,7 @@ enum {
     REAP_MAX = 64,
     REAP_MS = 20,
     STALL_S = 5,    /* nothing completed for so long although something is under way */
-    NO_ROOM_S = 30, /* nothing taken for so long: a rate limit may well make a chunk wait for seconds */
+    NO_ROOM_S = 10, /* nothing taken for so long: a low rate limit makes a chunk wait for seconds */
 };
 
 static const uint64_t FENCE_BYTES = 64ull << 20;
@@ -123,7 +123,10 @@ static int check_stall(struct rounds *r, struct error *err)
         r->last_completed = stats.completed;
         r->last_completion = now;
     }
-    uint64_t limit_s = stats.outstanding ? STALL_S : NO_ROOM_S;
+    bool waiting = stats.outstanding || r->completed_fence < r->next_fence;
+    uint64_t limit_s = waiting ? STALL_S : NO_ROOM_S;
+    if (r->config.max_bandwidth)
+        limit_s += 2 * TRANSPORT_MAX_TRANSFER / r->config.max_bandwidth;
     if (now - r->last_completion > limit_s * NS_PER_S)
         return error_set(err, ETIMEDOUT, "the lanes have moved nothing for %llu s although the control channel is alive; "
                          "see whether the path between the hosts drops large packets (MTU)", (unsigned long long)limit_s);

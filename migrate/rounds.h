@@ -16,6 +16,7 @@ struct rounds_config {
     struct guest *guest;
     struct tracker *tracker;
     struct transport *transport;
+    uint64_t max_bandwidth; /* bytes/s that the transport is held to, 0: none: how long a chunk may take */
     /* Asked between chunks and while waiting: not 0 ends the round with that -errno and text. */
     int (*interrupted)(void *context, struct error *err);
     void (*progress)(void *context); /* called about every 20 ms from within a round */
