@@ -13,7 +13,8 @@ from hosts import World
 
 # A wide search with --full ends at the first operation number that several migrations in a row never reached.
 LAST_OPERATION, UNREACHED_IN_A_ROW = 5000, 3
-TOGETHER = 3  # scenarios at a time: most of their time is waiting
+TOGETHER, TOGETHER_FULL = 3, 8  # scenarios at a time: most of their time is waiting
+SEARCHES = {"cut": 1, "fail": 1, "stall": 3}  # side by side, for each end; a stall takes seconds to notice
 
 
 def inject(table, accel, action, end, number):
@@ -26,10 +27,11 @@ def inject(table, accel, action, end, number):
     return table.add(f"{action} at the {end}", f"{spec} at the {end}", body)
 
 
-def every_operation(table, accel, action, end):
+def every_operation(table, accel, action, end, first, step):
     unreached = 0
-    for number in range(1, LAST_OPERATION):
+    for number in range(first, LAST_OPERATION, step):
         outcome = inject(table, accel, action, end, number)
+        print(f"  {action}@{number} at the {end}: {outcome}", flush=True)
         unreached = unreached + 1 if outcome == outcomes.COMPLETED else 0
         if unreached == UNREACHED_IN_A_ROW:
             return
@@ -38,9 +40,10 @@ def every_operation(table, accel, action, end):
 def injected_faults(context):
     table = outcomes.Table()
     kinds = [(action, end) for action in ("cut", "fail", "stall") for end in ("source", "receiver")]
-    with ThreadPoolExecutor(TOGETHER) as pool:
+    with ThreadPoolExecutor(TOGETHER_FULL if context.full else TOGETHER) as pool:
         if context.full:
-            work = [pool.submit(every_operation, table, context.accel, *kind) for kind in kinds]
+            work = [pool.submit(every_operation, table, context.accel, *kind, first, SEARCHES[kind[0]])
+                    for kind in reversed(kinds) for first in range(1, SEARCHES[kind[0]] + 1)]
         else:
             # Low numbers are where little happens; the logarithm of the moment is drawn evenly.
             work = [pool.submit(inject, table, context.accel, *kind, int(2 ** context.random.uniform(0, 9)))
@@ -93,7 +96,7 @@ def killed_and_stopped(context):
 
         table.add(f"{number.name} of the {end}", f"{number.name} of the {end} after {after * 1e3:.0f} ms", body)
 
-    with ThreadPoolExecutor(TOGETHER) as pool:
+    with ThreadPoolExecutor(TOGETHER_FULL // 2 if context.full else TOGETHER) as pool:
         work = [pool.submit(attempt, *kind, context.random.uniform(0, duration * 1.2))
                 for kind in kinds for _ in range(60 if context.full else 3)]
         for future in work:
