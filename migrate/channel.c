@@ -32,6 +32,7 @@ struct channel {
     pthread_mutex_t lock;
     struct queued *first, **last;
     unsigned queued;
+    size_t queued_bytes;
     struct error failure; /* set once */
     uint64_t best_round_trip;
     int64_t clock_offset;
@@ -135,7 +136,7 @@ int channel_send_text(struct channel *c, enum message_type type, const char *tex
  * sign of life as a heartbeat. */
 static int send_if_idle(struct channel *c, enum message_type type, const void *body, size_t size, struct error *err)
 {
-    if (pthread_mutex_trylock(&c->sending))
+    if (atomic_load(&c->is_lost) || pthread_mutex_trylock(&c->sending)) /* lost: perhaps in the middle of a message */
         return 0;
     int result = send_locked(c, type, body, size, err);
     pthread_mutex_unlock(&c->sending);
@@ -183,10 +184,11 @@ static int enqueue(struct channel *c, struct message *m, struct error *err)
     pthread_mutex_lock(&c->lock);
     *c->last = entry;
     c->last = &entry->next;
-    unsigned queued = ++c->queued;
+    c->queued_bytes += entry->message.size;
+    bool too_much = ++c->queued > CHANNEL_MAX_QUEUE || c->queued_bytes > CHANNEL_MAX_QUEUED_BYTES;
     pthread_mutex_unlock(&c->lock);
     wakeup_raise(c->wakeup);
-    if (queued > CHANNEL_MAX_QUEUE)
+    if (too_much)
         return error_set(err, EPROTO, "the peer sends faster than it waits for answers");
     return 0;
 }
@@ -218,7 +220,8 @@ static int begin_body(struct channel *c, struct error *err)
     return c->incoming.body ? 0 : error_set(err, ENOMEM, "no memory for a message of %u bytes", c->incoming.size);
 }
 
-/* Reads what is there. 0 when the socket is empty. */
+/* Reads what is there, at most to the end of a message: whoever sends without a pause must not keep the thread from its other
+ * duties. */
 static int read_some(struct channel *c, struct error *err)
 {
     for (;;) {
@@ -242,7 +245,7 @@ static int read_some(struct channel *c, struct error *err)
         if (in_header && c->header_read == PROTO_HEADER_SIZE)
             result = begin_body(c, err);
         if (!result && c->header_read == PROTO_HEADER_SIZE && c->body_read == c->incoming.size)
-            result = dispatch(c, err);
+            return dispatch(c, err);
         if (result)
             return result;
     }
@@ -336,6 +339,7 @@ int channel_poll(struct channel *c, struct message *out, struct error *err)
         if (!c->first)
             c->last = &c->first;
         c->queued--;
+        c->queued_bytes -= entry->message.size;
         *out = entry->message;
         result = 1;
     } else if (c->failure.code) {

@@ -10,6 +10,7 @@
 #include "migrate/wakeup.h"
 
 enum { CHANNEL_HEARTBEAT_MS = 500, CHANNEL_DEAD_AFTER_MS = 4000, CHANNEL_MAX_QUEUE = 64 };
+enum { CHANNEL_MAX_QUEUED_BYTES = GUEST_MAX_STATE + (8 << 20) }; /* one device state, and whatever else comes at once */
 
 struct channel;
 

@@ -1,6 +1,7 @@
 /* The control channel against a peer that this test plays by hand, and against itself. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -142,6 +143,66 @@ Test(channel, a_flood_ends_it)
         message_free(&m);
     cr_expect_eq(result, -EPROTO, "came %d: %s", result, err.text);
     close_one(&f);
+}
+
+/* Device states that nobody takes must not fill the memory. */
+Test(channel, a_flood_of_bytes_ends_it, .timeout = 30)
+{
+    struct fixture f;
+    struct error err = {0};
+    struct message m;
+    struct timeval patience = {.tv_sec = 1};
+    size_t size = 8 + GUEST_MAX_STATE, sent = 0;
+    uint8_t *message = calloc(1, PROTO_HEADER_SIZE + size);
+    int result;
+
+    open_one(&f);
+    setsockopt(f.peer, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    message_header_encode(MESSAGE_STATE, (uint32_t)size, message);
+    for (int i = 0; i < 4; i++) {
+        ssize_t now = send(f.peer, message, PROTO_HEADER_SIZE + size, MSG_NOSIGNAL);
+        sent += now > 0 ? (size_t)now : 0;
+    }
+    cr_expect_lt(sent, 3 * size, "%zu bytes were taken", sent);
+    while ((result = next(&f, 5000, &m, &err)) == 1)
+        message_free(&m);
+    cr_expect_eq(result, -EPROTO, "came %d: %s", result, err.text);
+    free(message);
+    close_one(&f);
+}
+
+static void *ping_without_pause(void *fixture)
+{
+    struct fixture *f = fixture;
+    uint8_t pings[128][PROTO_HEADER_SIZE + 8] = {0}, pongs[4096];
+
+    for (size_t i = 0; i < 128; i++)
+        message_header_encode(MESSAGE_PING, 8, pings[i]);
+    for (size_t at = 0;;) {
+        ssize_t sent = send(f->peer, (uint8_t *)pings + at, sizeof(pings) - at, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent < 0 && errno != EAGAIN)
+            return NULL;
+        at = sent > 0 ? (at + (size_t)sent) % sizeof(pings) : at;
+        while (recv(f->peer, pongs, sizeof(pongs), MSG_DONTWAIT) > 0)
+            continue;
+    }
+}
+
+Test(channel, a_peer_that_never_pauses_does_not_keep_it_open, .timeout = 30)
+{
+    struct fixture f;
+    pthread_t pings;
+
+    open_one(&f);
+    pthread_create(&pings, NULL, ping_without_pause, &f);
+    clock_sleep_until(clock_now() + 200 * NS_PER_MS);
+    uint64_t started = clock_now();
+    channel_close(f.channel);
+    uint64_t took = clock_now() - started;
+    cr_expect(took < NS_PER_S, "closing took %.1f s", (double)took / 1e9);
+    pthread_join(pings, NULL);
+    close(f.peer);
+    wakeup_destroy(&f.wakeup);
 }
 
 Test(channel, two_channels_keep_each_other_alive_and_agree_on_time, .timeout = 30)
