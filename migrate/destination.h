@@ -47,6 +47,7 @@ struct incoming {
     struct channel *channel; /* NULL while the source is gone */
     struct transport *transport;
     struct page_target target;
+    unsigned advised; /* extents that were to get huge pages */
     struct ownership ownership;
     struct record *record;
     struct responder *responder;

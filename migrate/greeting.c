@@ -161,6 +161,7 @@ static int announce_extents(struct migration *m, struct error *err)
 {
     struct extents_message message = {0};
     const struct guest_region *regions;
+    unsigned left = PROTO_MAX_ANNOUNCED;
     unsigned count = m->guest->ops->regions(m->guest, &regions);
     int result = 0;
 
@@ -170,8 +171,9 @@ static int announce_extents(struct migration *m, struct error *err)
         for (size_t at = 0; at < present->count && !result; at++) {
             uint64_t first = (present->extents[at].offset + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
             uint64_t end = (present->extents[at].offset + present->extents[at].length) / HUGE_PAGE * HUGE_PAGE;
-            if (first >= end)
+            if (first >= end || left == 0)
                 continue;
+            left--;
             message.extents[message.count++] = (struct extent){first, end - first};
             if (message.count == PROTO_MAX_EXTENTS)
                 result = flush_extents(m, &message, false, err);

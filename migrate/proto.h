@@ -60,6 +60,7 @@ enum {
     PROTO_VERSION_MAX = 1,
     PROTO_MAX_TEXT = 32 << 10,
     PROTO_MAX_EXTENTS = 2048, /* in one EXTENTS */
+    PROTO_MAX_ANNOUNCED = 8192, /* extents in all EXTENTS: each may split a mapping, of which a process has 65530 */
     PROTO_MAX_HASHES = 4096,  /* in one HASHES */
 };
 

@@ -273,6 +273,9 @@ static int advise(struct incoming *in, const struct extents_message *m, struct e
         const struct extent *e = &m->extents[i];
         if (e->offset > region->size || e->length > region->size - e->offset || e->offset % GUEST_PAGE_SIZE)
             return error_set(err, EPROTO, "the source announces memory beyond the end of region %s", region->name);
+        if (in->advised == PROTO_MAX_ANNOUNCED)
+            continue;
+        in->advised++;
         madvise((char *)region->host + e->offset, e->length, MADV_HUGEPAGE); /* a hint: where it fails, small pages do */
     }
     return 0;

@@ -19,6 +19,8 @@
 
 enum { MEMORY = 8 << 20, STEP_MS = 10000 };
 
+static uint64_t memory = MEMORY; /* of the guest; more is announced in fragments */
+
 struct stage {
     struct guest *original;
     struct incoming *incoming;
@@ -140,6 +142,21 @@ static void present_guest(struct stage *s)
     s->receiver.port = accept.lane_port;
 }
 
+/* Every other page of the guest, one extent each. */
+static void announce_fragments(struct stage *s, uint64_t bytes)
+{
+    static struct extents_message message;
+    uint8_t body[PROTO_BODY_SIZE];
+
+    for (uint64_t at = 0; at + 2 * GUEST_PAGE_SIZE * PROTO_MAX_EXTENTS <= bytes;) {
+        message.count = PROTO_MAX_EXTENTS;
+        for (unsigned i = 0; i < PROTO_MAX_EXTENTS; i++, at += 2 * GUEST_PAGE_SIZE)
+            message.extents[i] = (struct extent){at, GUEST_PAGE_SIZE};
+        send_one(s->control, MESSAGE_EXTENTS, body, extents_encode(&message, body));
+        clock_sleep_until(clock_now() + 20 * NS_PER_MS);
+    }
+}
+
 static void open_lanes(struct stage *s)
 {
     struct extents_message none = {.last = 1};
@@ -185,7 +202,7 @@ static void expect_phase(struct stage *s, enum incoming_phase wanted, int second
 /* Everything up to PREPARED. */
 static void raise_curtain(struct stage *s)
 {
-    struct synthetic_config config = {.name = "g", .memory_bytes = MEMORY, .vcpus = 1};
+    struct synthetic_config config = {.name = "g", .memory_bytes = memory, .vcpus = 1};
     struct address any = {.scheme = "tcp", .host = "127.0.0.1"};
     struct error err = {0};
     uint16_t port;
@@ -203,6 +220,8 @@ static void raise_curtain(struct stage *s)
     say_hello(s, s->control, HELLO_NEW, 1, port);
     expect(s->control, MESSAGE_WELCOME);
     present_guest(s);
+    if (memory > MEMORY)
+        announce_fragments(s, memory);
     open_lanes(s);
     send_one(s->control, MESSAGE_PREPARE, NULL, 0);
     expect(s->control, MESSAGE_READY);
@@ -257,6 +276,17 @@ Test(standby, commit_starts_it_once_and_is_idempotent, .timeout = 60)
     send_one(s.control, MESSAGE_RELEASE, NULL, 0);
     expect(s.control, MESSAGE_REPORT);
     expect_phase(&s, INCOMING_STARTED, 5);
+    drop_curtain(&s);
+}
+
+Test(standby, memory_in_fragments_does_not_use_up_the_mappings, .timeout = 60)
+{
+    struct stage s;
+
+    memory = 1 << 30;
+    raise_curtain(&s);
+    send_one(s.control, MESSAGE_COMMIT, NULL, 0);
+    expect(s.control, MESSAGE_RUNNING);
     drop_curtain(&s);
 }
 
