@@ -219,10 +219,10 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
     else
         source_say(m, "%s; try `wander resolve` or `wander quit`", why->text);
     source_note_totals(m);
+    if (!m->destination_settled)
+        source_tell_abort(m, why->text); /* before the lanes go, or the destination takes that for the reason */
     close_lanes(m);
     close_tracker(m);
-    if (!m->destination_settled)
-        source_tell_abort(m, why->text);
     ownership_attach(&m->ownership, NULL);
     record_remove(m->record);
     m->record = NULL;
