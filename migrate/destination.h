@@ -50,6 +50,7 @@ struct incoming {
     unsigned advised; /* extents that were to get huge pages */
     struct ownership ownership;
     struct record *record;
+    bool is_durable; /* "may have started" is on disk: nothing is loaded before */
     struct responder *responder;
     struct address source_peer; /* the source's session port */
     uint8_t *state;             /* of STATE, owned */

@@ -20,11 +20,11 @@ static int next_message(struct incoming *in, uint64_t deadline, struct message *
     uint64_t seen = 0;
 
     for (;;) {
+        if (atomic_load(&in->cancelled)) /* first: messages may never run out */
+            return error_set(err, ECANCELED, "cancelled at the destination");
         int result = channel_poll(in->channel, out, err);
         if (result)
             return result < 0 ? result : 0;
-        if (atomic_load(&in->cancelled))
-            return error_set(err, ECANCELED, "cancelled at the destination");
         if (in->transport && transport_reap(in->transport, &(struct completion){0}, 1, 0, err) < 0)
             return -err->code;
         uint64_t now = clock_now(), look = now + DESTINATION_POLL_MS * NS_PER_MS;
@@ -328,6 +328,7 @@ static int on_prepare(struct incoming *in, struct error *err)
 {
     int result = record_make_durable(in->record, err);
 
+    in->is_durable = result == 0;
     return result ? result : channel_send(in->channel, MESSAGE_READY, NULL, 0, err);
 }
 
@@ -362,6 +363,8 @@ static int on_load(struct incoming *in, struct error *err)
     uint64_t started = clock_now();
     uint8_t body[8];
 
+    if (!in->is_durable)
+        return error_set(err, EPROTO, "the source wants the guest loaded without having said PREPARE");
     if (!in->state)
         return error_set(err, EPROTO, "the source wants its device state loaded before it has sent it");
     int result = in->guest->ops->load(in->guest, in->state, in->state_size, &in->load_context, err);

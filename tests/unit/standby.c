@@ -199,8 +199,7 @@ static void expect_phase(struct stage *s, enum incoming_phase wanted, int second
     cr_expect_eq(phase(s), wanted, "expected phase %d, it is %d", wanted, phase(s));
 }
 
-/* Everything up to PREPARED. */
-static void raise_curtain(struct stage *s)
+static void set_the_stage(struct stage *s)
 {
     struct synthetic_config config = {.name = "g", .memory_bytes = memory, .vcpus = 1};
     struct address any = {.scheme = "tcp", .host = "127.0.0.1"};
@@ -223,6 +222,12 @@ static void raise_curtain(struct stage *s)
     if (memory > MEMORY)
         announce_fragments(s, memory);
     open_lanes(s);
+}
+
+/* Everything up to PREPARED. */
+static void raise_curtain(struct stage *s)
+{
+    set_the_stage(s);
     send_one(s->control, MESSAGE_PREPARE, NULL, 0);
     expect(s->control, MESSAGE_READY);
     send_state(s);
@@ -287,6 +292,19 @@ Test(standby, memory_in_fragments_does_not_use_up_the_mappings, .timeout = 60)
     raise_curtain(&s);
     send_one(s.control, MESSAGE_COMMIT, NULL, 0);
     expect(s.control, MESSAGE_RUNNING);
+    drop_curtain(&s);
+}
+
+/* A record that is not durable would say after a crash of the host that the guest never started. */
+Test(standby, nothing_is_loaded_before_the_record_is_durable, .timeout = 60)
+{
+    struct stage s;
+
+    set_the_stage(&s);
+    send_state(&s);
+    send_one(s.control, MESSAGE_LOAD, NULL, 0);
+    expect(s.control, MESSAGE_ERROR);
+    expect_phase(&s, INCOMING_ABORTED, 5);
     drop_curtain(&s);
 }
 
