@@ -98,7 +98,7 @@ def killed_and_stopped(context):
 
     with ThreadPoolExecutor(TOGETHER_FULL // 2 if context.full else TOGETHER) as pool:
         work = [pool.submit(attempt, *kind, context.random.uniform(0, duration * 1.2))
-                for kind in kinds for _ in range(60 if context.full else 3)]
+                for kind in kinds for _ in range(15 if context.full else 3)]
         for future in work:
             future.result()
     table.finish()
