@@ -40,7 +40,7 @@ struct rounds {
     struct page_blob *blob; /* being filled, or NULL */
     uint32_t blob_region;
 
-    uint64_t last_progress_call, last_completed, last_completion;
+    uint64_t last_progress_call, last_completed, last_wire_bytes, last_completion;
 };
 
 static int map_placed(struct region_state *state, struct error *err)
@@ -119,8 +119,9 @@ static int check_stall(struct rounds *r, struct error *err)
     uint64_t now = clock_now();
 
     transport_stats(r->config.transport, &stats);
-    if (stats.completed != r->last_completed) {
+    if (stats.completed != r->last_completed || stats.wire_bytes != r->last_wire_bytes) {
         r->last_completed = stats.completed;
+        r->last_wire_bytes = stats.wire_bytes;
         r->last_completion = now;
     }
     bool waiting = stats.outstanding || r->completed_fence < r->next_fence;

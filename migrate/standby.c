@@ -365,8 +365,10 @@ void destination_see_off(struct incoming *in)
             say_running(in);
         else if (got < 0)
             close_channel(in);
+        else if (got == 0 && !in->channel && ask_source(in) == OWNERSHIP_RELEASED)
+            released = true;
         else if (got == 0)
-            wakeup_wait(&in->wakeup, &seen, deadline);
+            wakeup_wait(&in->wakeup, &seen, in->channel ? deadline : clock_now() + ASK_EVERY_MS * NS_PER_MS);
         message_free(&m);
         if (in->channel && !released)
             deadline = clock_now() + SEE_OFF_MS * NS_PER_MS;

@@ -253,12 +253,58 @@ static int come_back(struct stage *s, uint32_t epoch)
     return socket;
 }
 
+struct resolved {
+    atomic_int result;
+    char text[256];
+};
+
+static void on_resolved(void *context, int result, const char *text)
+{
+    struct resolved *r = context;
+
+    snprintf(r->text, sizeof(r->text), "%s", text);
+    r->result = result;
+}
+
+static void ask_to_resolve(struct stage *s, enum resolve_action action, bool force, struct resolved *r)
+{
+    struct error err = {0};
+
+    r->result = 1;
+    cr_assert_eq(incoming_resolve(s->incoming, action, force, on_resolved, r, &err), 0, "%s", err.text);
+}
+
+static int await_resolved(struct resolved *r)
+{
+    for (int i = 0; i < 2000 && r->result == 1; i++)
+        clock_sleep_until(clock_now() + 5 * NS_PER_MS);
+    return r->result;
+}
+
+static int resolve(struct stage *s, enum resolve_action action, bool force, struct resolved *r)
+{
+    ask_to_resolve(s, action, force, r);
+    return await_resolved(r);
+}
+
+/* Nothing ends a prepared guest but a word: here the operator's. */
+static void end_incoming(struct stage *s)
+{
+    struct resolved r;
+
+    s->state = phase(s) == INCOMING_STARTED ? OWNERSHIP_RELEASED : OWNERSHIP_NONE;
+    if (phase(s) == INCOMING_PREPARED)
+        cr_expect_eq(resolve(s, RESOLVE_DESTROY, true, &r), 0, "%s", r.text);
+    incoming_free(s->incoming);
+}
+
 static void drop_curtain(struct stage *s)
 {
     struct address at = {.scheme = "tcp", .host = "127.0.0.1"};
     char command[128];
 
     hang_up(s);
+    end_incoming(s);
     s->over = true;
     address_of_local(s->answers, "tcp", &at, &(struct error){0});
     close(address_connect(&at, 1000, -1, &(struct error){0}));
@@ -481,40 +527,6 @@ Test(standby, an_old_epoch_is_turned_away, .timeout = 60)
     expect(s.control, MESSAGE_RUNNING);
     close(old);
     drop_curtain(&s);
-}
-
-struct resolved {
-    atomic_int result;
-    char text[256];
-};
-
-static void on_resolved(void *context, int result, const char *text)
-{
-    struct resolved *r = context;
-
-    snprintf(r->text, sizeof(r->text), "%s", text);
-    r->result = result;
-}
-
-static void ask_to_resolve(struct stage *s, enum resolve_action action, bool force, struct resolved *r)
-{
-    struct error err = {0};
-
-    r->result = 1;
-    cr_assert_eq(incoming_resolve(s->incoming, action, force, on_resolved, r, &err), 0, "%s", err.text);
-}
-
-static int await_resolved(struct resolved *r)
-{
-    for (int i = 0; i < 2000 && r->result == 1; i++)
-        clock_sleep_until(clock_now() + 5 * NS_PER_MS);
-    return r->result;
-}
-
-static int resolve(struct stage *s, enum resolve_action action, bool force, struct resolved *r)
-{
-    ask_to_resolve(s, action, force, r);
-    return await_resolved(r);
 }
 
 Test(standby, a_request_that_comes_too_late_is_answered, .timeout = 60)
