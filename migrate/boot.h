@@ -1,4 +1,5 @@
-/* Which boot of which host this is: two processes with the same id share CLOCK_MONOTONIC and the page cache. */
+/* Which boot of which host this is: two processes with the same id share CLOCK_MONOTONIC and the
+ * page cache. */
 #ifndef MIGRATE_BOOT_H
 #define MIGRATE_BOOT_H
 

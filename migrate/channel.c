@@ -13,7 +13,8 @@
 
 #include "transport/base/clock.h"
 
-/* The first pings come close together: one round trip is a poor estimate, the shortest of many a good one. */
+/* The first pings come close together: one round trip is a poor estimate, the shortest of many a
+ * good one. */
 enum { FIRST_PINGS = 16, FIRST_PING_MS = 15 };
 
 struct queued {
@@ -21,7 +22,8 @@ struct queued {
     struct message message;
 };
 
-/* Locks: `sending` is held over a whole message on the wire; `lock` guards the fields below it and nests inside. */
+/* Locks: `sending` is held over a whole message on the wire; `lock` guards the fields below it and
+ * nests inside. */
 struct channel {
     int socket, stop_event;
     pthread_t thread;
@@ -38,7 +40,8 @@ struct channel {
     int64_t clock_offset;
 
     atomic_bool is_lost;
-    atomic_bool has_spoken; /* a session begins with HELLO or its answer: no heartbeat goes before */
+    atomic_bool
+        has_spoken; /* a session begins with HELLO or its answer: no heartbeat goes before */
 
     /* the reader's own */
     uint64_t last_heard, next_ping;
@@ -76,7 +79,8 @@ static int write_all(struct channel *c, struct iovec *iov, int count, struct err
             if (atomic_load(&c->is_lost))
                 return error_set(err, ECONNRESET, "the control channel is lost");
             if (clock_now() >= deadline)
-                return error_set(err, ETIMEDOUT, "the peer has taken nothing from the control channel for %d s",
+                return error_set(err, ETIMEDOUT,
+                                 "the peer has taken nothing from the control channel for %d s",
                                  CHANNEL_DEAD_AFTER_MS / 1000);
             poll(&wait, 1, 100);
             continue;
@@ -95,7 +99,8 @@ static int write_all(struct channel *c, struct iovec *iov, int count, struct err
 }
 
 /* With `sending` held. */
-static int send_locked(struct channel *c, enum message_type type, const void *body, size_t size, struct error *err)
+static int send_locked(struct channel *c, enum message_type type, const void *body, size_t size,
+                       struct error *err)
 {
     uint8_t header[PROTO_HEADER_SIZE];
     struct iovec iov[2] = {{header, sizeof(header)}, {(void *)body, size}};
@@ -104,7 +109,8 @@ static int send_locked(struct channel *c, enum message_type type, const void *bo
     return write_all(c, iov, size ? 2 : 1, err);
 }
 
-int channel_send(struct channel *c, enum message_type type, const void *body, size_t size, struct error *err)
+int channel_send(struct channel *c, enum message_type type, const void *body, size_t size,
+                 struct error *err)
 {
     struct error local = {0};
 
@@ -125,18 +131,21 @@ int channel_send(struct channel *c, enum message_type type, const void *body, si
     return result;
 }
 
-int channel_send_text(struct channel *c, enum message_type type, const char *text, struct error *err)
+int channel_send_text(struct channel *c, enum message_type type, const char *text,
+                      struct error *err)
 {
     size_t size = strnlen(text, PROTO_MAX_TEXT);
 
     return channel_send(c, type, size ? text : "?", size ? size : 1, err);
 }
 
-/* From the reader, which must never wait for a sender that waits for the peer to read: a message under way is as good a
- * sign of life as a heartbeat. */
-static int send_if_idle(struct channel *c, enum message_type type, const void *body, size_t size, struct error *err)
+/* From the reader, which must never wait for a sender that waits for the peer to read: a message
+ * under way is as good a sign of life as a heartbeat. */
+static int send_if_idle(struct channel *c, enum message_type type, const void *body, size_t size,
+                        struct error *err)
 {
-    if (atomic_load(&c->is_lost) || pthread_mutex_trylock(&c->sending)) /* lost: perhaps in the middle of a message */
+    if (atomic_load(&c->is_lost) ||
+        pthread_mutex_trylock(&c->sending)) /* lost: perhaps in the middle of a message */
         return 0;
     int result = send_locked(c, type, body, size, err);
     pthread_mutex_unlock(&c->sending);
@@ -217,17 +226,20 @@ static int begin_body(struct channel *c, struct error *err)
     if (result || c->incoming.size == 0)
         return result;
     c->incoming.body = malloc(c->incoming.size);
-    return c->incoming.body ? 0 : error_set(err, ENOMEM, "no memory for a message of %u bytes", c->incoming.size);
+    return c->incoming.body
+               ? 0
+               : error_set(err, ENOMEM, "no memory for a message of %u bytes", c->incoming.size);
 }
 
-/* Reads what is there, at most to the end of a message: whoever sends without a pause must not keep the thread from its other
- * duties. */
+/* Reads what is there, at most to the end of a message: whoever sends without a pause must not keep
+ * the thread from its other duties. */
 static int read_some(struct channel *c, struct error *err)
 {
     for (;;) {
         bool in_header = c->header_read < PROTO_HEADER_SIZE;
         void *to = in_header ? c->header + c->header_read : c->incoming.body + c->body_read;
-        size_t want = in_header ? PROTO_HEADER_SIZE - c->header_read : c->incoming.size - c->body_read;
+        size_t want =
+            in_header ? PROTO_HEADER_SIZE - c->header_read : c->incoming.size - c->body_read;
         ssize_t got = read(c->socket, to, want);
         int result = 0;
 
@@ -257,16 +269,21 @@ static int heartbeat(struct channel *c, struct error *err)
     uint8_t body[8];
 
     if (now - c->last_heard > CHANNEL_DEAD_AFTER_MS * NS_PER_MS)
-        return error_set(err, ETIMEDOUT, "the peer has been silent for %d s: its process is stopped, its host is down or "
-                         "the link is broken", CHANNEL_DEAD_AFTER_MS / 1000);
+        return error_set(
+            err, ETIMEDOUT,
+            "the peer has been silent for %d s: its process is stopped, its host is down or "
+            "the link is broken",
+            CHANNEL_DEAD_AFTER_MS / 1000);
     if (now < c->next_ping)
         return 0;
     if (!atomic_load(&c->has_spoken)) {
         c->next_ping = now + NS_PER_MS;
         return 0;
     }
-    c->next_ping = now + (c->pings++ < FIRST_PINGS ? FIRST_PING_MS : CHANNEL_HEARTBEAT_MS) * NS_PER_MS;
-    return send_if_idle(c, MESSAGE_PING, body, ping_encode(&(struct ping){.sent_at = now}, body), err);
+    c->next_ping =
+        now + (c->pings++ < FIRST_PINGS ? FIRST_PING_MS : CHANNEL_HEARTBEAT_MS) * NS_PER_MS;
+    return send_if_idle(c, MESSAGE_PING, body, ping_encode(&(struct ping){.sent_at = now}, body),
+                        err);
 }
 
 static void *channel_thread(void *argument)
@@ -276,7 +293,8 @@ static void *channel_thread(void *argument)
 
     pthread_setname_np(pthread_self(), "channel");
     for (;;) {
-        struct pollfd wait[2] = {{.fd = c->socket, .events = POLLIN}, {.fd = c->stop_event, .events = POLLIN}};
+        struct pollfd wait[2] = {{.fd = c->socket, .events = POLLIN},
+                                 {.fd = c->stop_event, .events = POLLIN}};
         if (heartbeat(c, &err))
             break;
         poll(wait, 2, clock_ms_until(c->next_ping));

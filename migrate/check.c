@@ -10,7 +10,8 @@
 
 enum { CHECK_MS = 10000 };
 
-static int say_hello(int socket, const struct address *destination, uint64_t deadline, struct error *err)
+static int say_hello(int socket, const struct address *destination, uint64_t deadline,
+                     struct error *err)
 {
     struct hello hello = {
         .version_min = PROTO_VERSION_MIN,
@@ -36,8 +37,8 @@ static int read_reply(int socket, uint64_t deadline, struct message *out, struct
 }
 
 /* Fills `reasons` from a REFUSE; otherwise the reply must be `wanted`. */
-static int take_reply(int socket, enum message_type wanted, uint64_t deadline, struct reasons *reasons,
-                      struct error *err)
+static int take_reply(int socket, enum message_type wanted, uint64_t deadline,
+                      struct reasons *reasons, struct error *err)
 {
     struct message reply;
     char text[ERROR_TEXT_SIZE * 4];
@@ -73,7 +74,8 @@ static int present_guest(int socket, struct guest *guest, uint64_t deadline, str
     return result;
 }
 
-int migration_check(struct guest *guest, const struct address *destination, struct reasons *reasons, struct error *err)
+int migration_check(struct guest *guest, const struct address *destination, struct reasons *reasons,
+                    struct error *err)
 {
     uint64_t deadline = clock_now() + CHECK_MS * NS_PER_MS;
     int socket = address_connect(destination, CHECK_MS, -1, err);

@@ -1,5 +1,6 @@
-/* COMMIT and what may follow it. From the record of COMMITTING on, only the destination's recorded word makes this end
- * OWNER again; until that word comes, COMMIT is said again and again, and the guest stays paused. */
+/* COMMIT and what may follow it. From the record of COMMITTING on, only the destination's recorded
+ * word makes this end OWNER again; until that word comes, COMMIT is said again and again, and the
+ * guest stays paused. */
 #include "migrate/source.h"
 
 #include <errno.h>
@@ -40,8 +41,9 @@ static enum verdict say_and_listen(struct migration *m, enum message_type what, 
     enum verdict verdict = VERDICT_NONE;
     struct message reply = {0};
     uint64_t deadline = clock_now() + SOURCE_REPLY_MS * NS_PER_MS, seen = 0;
-    int result = what == MESSAGE_ABORT ? channel_send_text(m->channel, what, "the source gave up", err)
-                                       : channel_send(m->channel, what, NULL, 0, err);
+    int result = what == MESSAGE_ABORT
+                     ? channel_send_text(m->channel, what, "the source gave up", err)
+                     : channel_send(m->channel, what, NULL, 0, err);
 
     while (!result && verdict == VERDICT_NONE && clock_now() < deadline) {
         wakeup_wait(&m->wakeup, &seen, deadline);
@@ -104,7 +106,8 @@ static enum ownership_state ask_destination(struct migration *m)
     enum ownership_state state = OWNERSHIP_UNKNOWN;
     struct error err = {0};
 
-    if (exchange_ask(&m->session_peer, m->token, ASK_MS, -1, &state, &err) == 0 && state != OWNERSHIP_UNKNOWN)
+    if (exchange_ask(&m->session_peer, m->token, ASK_MS, -1, &state, &err) == 0 &&
+        state != OWNERSHIP_UNKNOWN)
         return state;
     error_clear(&err);
     if (exchange_ask(&m->options.destination, m->token, ASK_MS, -1, &state, &err))
@@ -126,7 +129,8 @@ static enum verdict try_again(struct migration *m, enum message_type what, struc
     }
     switch (ask_destination(m)) {
     case OWNERSHIP_ABORTED:
-        error_set(err, ECONNABORTED, "the destination says that it has not started the guest and will not");
+        error_set(err, ECONNABORTED,
+                  "the destination says that it has not started the guest and will not");
         return VERDICT_ABORTED;
     case OWNERSHIP_STARTED:
         note_running(m);
@@ -145,9 +149,10 @@ static bool take_request(struct migration *m, struct resolve_request *out)
     return out->waiting;
 }
 
-/* What the operator wants against what the destination says. Sets *verdict when it ends the doubt. */
-static int decide_request(struct migration *m, const struct resolve_request *request, enum verdict *verdict, char *text,
-                          size_t size, struct error *err)
+/* What the operator wants against what the destination says. Sets *verdict when it ends the doubt.
+ */
+static int decide_request(struct migration *m, const struct resolve_request *request,
+                          enum verdict *verdict, char *text, size_t size, struct error *err)
 {
     enum ownership_state there = ask_destination(m);
 
@@ -160,28 +165,35 @@ static int decide_request(struct migration *m, const struct resolve_request *req
     }
     *verdict = VERDICT_NONE;
     if (there == OWNERSHIP_ABORTED && request->action == RESOLVE_DESTROY && !request->force) {
-        snprintf(text, size, "the destination has given the guest up: this is the only copy. Use --resume, or "
+        snprintf(text, size,
+                 "the destination has given the guest up: this is the only copy. Use --resume, or "
                  "--destroy --force to lose it");
         return -EBUSY;
     }
     if (there == OWNERSHIP_STARTED && request->action == RESOLVE_RESUME) {
         *verdict = VERDICT_RUNS_THERE;
-        snprintf(text, size, "the guest runs at the destination; the copy here was released, not resumed");
+        snprintf(text, size,
+                 "the guest runs at the destination; the copy here was released, not resumed");
         return -EBUSY;
     }
     if (there == OWNERSHIP_STARTING) {
-        snprintf(text, size, "the destination is starting the guest at this moment: ask again when it has");
+        snprintf(text, size,
+                 "the destination is starting the guest at this moment: ask again when it has");
         return -EBUSY;
     }
     if (there != OWNERSHIP_ABORTED && there != OWNERSHIP_STARTED && !request->force) {
-        snprintf(text, size, "the destination does not answer for this session (%s). If you are certain that the guest "
-                 "%s there, repeat with --force; if you are wrong, %s", ownership_name(there),
-                 request->action == RESOLVE_RESUME ? "does not run" : "runs",
+        snprintf(text, size,
+                 "the destination does not answer for this session (%s). If you are certain that "
+                 "the guest "
+                 "%s there, repeat with --force; if you are wrong, %s",
+                 ownership_name(there), request->action == RESOLVE_RESUME ? "does not run" : "runs",
                  request->action == RESOLVE_RESUME ? "two copies will run" : "the guest is lost");
         return -EBUSY;
     }
     *verdict = request->action == RESOLVE_RESUME ? VERDICT_ABORTED : VERDICT_RUNS_THERE;
-    snprintf(text, size, request->action == RESOLVE_RESUME ? "the guest goes on here" : "the copy here is gone");
+    snprintf(text, size,
+             request->action == RESOLVE_RESUME ? "the guest goes on here"
+                                               : "the copy here is gone");
     return 0;
 }
 
@@ -216,7 +228,8 @@ static void leave_doubt(struct migration *m, enum verdict verdict)
     source_notify(m, true);
     if (late.waiting)
         late.done(late.context, here == (late.action == RESOLVE_RESUME) ? 0 : -EALREADY,
-                  here ? "settled meanwhile: the guest goes on here" : "settled meanwhile: the guest runs at the destination");
+                  here ? "settled meanwhile: the guest goes on here"
+                       : "settled meanwhile: the guest runs at the destination");
 }
 
 static enum verdict stay_in_doubt(struct migration *m, struct error *err)
@@ -228,8 +241,11 @@ static enum verdict stay_in_doubt(struct migration *m, struct error *err)
     token_format(m->token, token);
     snprintf(m->measurement.result, sizeof(m->measurement.result), "in-doubt");
     snprintf(m->measurement.error, sizeof(m->measurement.error),
-             "in doubt: the destination was told to start the guest and then fell silent. The guest is paused here; wander goes on "
-             "asking. If the destination stays silent, look there, then: wander resolve %s --resume (or --destroy), here or there", token);
+             "in doubt: the destination was told to start the guest and then fell silent. The "
+             "guest is paused here; wander goes on "
+             "asking. If the destination stays silent, look there, then: wander resolve %s "
+             "--resume (or --destroy), here or there",
+             token);
     source_say(m, "%s", m->measurement.error);
     source_note_totals(m);
     pthread_mutex_lock(&m->lock);
@@ -282,7 +298,8 @@ static void sharpen_downtime(struct migration *m)
     struct measurement *out = &m->measurement;
     uint64_t running_at = out->destination_half.running_at_us * NS_PER_US;
 
-    if (!m->clock_shared || running_at < m->prepared_at || running_at > m->paused_at + out->downtime_ns)
+    if (!m->clock_shared || running_at < m->prepared_at ||
+        running_at > m->paused_at + out->downtime_ns)
         return;
     out->downtime_ns = running_at - m->paused_at;
     out->downtime.resume = running_at - m->prepared_at;
@@ -296,7 +313,8 @@ void source_await_report(struct migration *m)
 
     if (!m->channel || source_receive(m, MESSAGE_REPORT, REPORT_MS, false, &reply, &err))
         return;
-    if (destination_measurement_decode((const char *)reply.body, reply.size, &m->measurement.destination_half, &err))
+    if (destination_measurement_decode((const char *)reply.body, reply.size,
+                                       &m->measurement.destination_half, &err))
         log_line(LOG_WARNING, "%s", err.text);
     message_free(&reply);
     sharpen_downtime(m);
@@ -332,7 +350,8 @@ void source_tell_abort(struct migration *m, const char *why)
     struct error err = {0};
     uint64_t until = clock_now() + ASK_MS * NS_PER_MS;
 
-    if (!m->channel || (channel_send_text(m->channel, MESSAGE_ABORT, why, &err) == 0 && !channel_lost(m->channel)))
+    if (!m->channel ||
+        (channel_send_text(m->channel, MESSAGE_ABORT, why, &err) == 0 && !channel_lost(m->channel)))
         return;
     if (!m->record || m->measurement.downtime.final_copy == 0)
         return; /* it was never PREPARED: silence tells it all */

@@ -1,8 +1,10 @@
-/* Inside of the destination's session, shared by the files that make it up; nobody else includes it.
+/* Inside of the destination's session, shared by the files that make it up; nobody else includes
+ * it.
  *
  *   incoming.c   public face, the session's thread, its end
  *   receiving.c  greeting, checks, memory and lanes, until PREPARED
- *   standby.c    PREPARED: waits for COMMIT or ABORT, through lost connections, and for the operator; then STARTED */
+ *   standby.c    PREPARED: waits for COMMIT or ABORT, through lost connections, and for the
+ * operator; then STARTED */
 #ifndef MIGRATE_DESTINATION_H
 #define MIGRATE_DESTINATION_H
 
@@ -60,9 +62,11 @@ struct incoming {
 };
 
 void destination_set_phase(struct incoming *in, enum incoming_phase phase);
-void destination_say(struct incoming *in, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void destination_say(struct incoming *in, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
-/* HELLO, the guest's description, memory and lanes. 1: go on; 0: that was all (a query, a check, a refusal); -errno. */
+/* HELLO, the guest's description, memory and lanes. 1: go on; 0: that was all (a query, a check, a
+ * refusal); -errno. */
 int destination_greet(struct incoming *in, struct error *err);
 /* Rounds, until PREPARED (0). */
 int destination_receive(struct incoming *in, struct error *err);

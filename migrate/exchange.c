@@ -26,7 +26,8 @@ static int wait_for(int socket, short events, uint64_t deadline, int cancel_fd, 
     }
 }
 
-static int read_exactly(int socket, uint8_t *to, size_t size, uint64_t deadline, int cancel_fd, struct error *err)
+static int read_exactly(int socket, uint8_t *to, size_t size, uint64_t deadline, int cancel_fd,
+                        struct error *err)
 {
     while (size > 0) {
         int result = wait_for(socket, POLLIN, deadline, cancel_fd, err);
@@ -34,7 +35,8 @@ static int read_exactly(int socket, uint8_t *to, size_t size, uint64_t deadline,
             return result;
         ssize_t got = read(socket, to, size);
         if (got == 0)
-            return error_set(err, ECONNRESET, "the peer closed the connection before it had said what it wants");
+            return error_set(err, ECONNRESET,
+                             "the peer closed the connection before it had said what it wants");
         if (got < 0 && errno != EINTR && errno != EAGAIN)
             return error_set_errno(err, errno, "reading from the peer failed");
         if (got > 0) {
@@ -45,7 +47,8 @@ static int read_exactly(int socket, uint8_t *to, size_t size, uint64_t deadline,
     return 0;
 }
 
-int exchange_read(int socket, struct message *out, uint64_t deadline, int cancel_fd, struct error *err)
+int exchange_read(int socket, struct message *out, uint64_t deadline, int cancel_fd,
+                  struct error *err)
 {
     uint8_t header[PROTO_HEADER_SIZE];
     int result = read_exactly(socket, header, sizeof(header), deadline, cancel_fd, err);
@@ -64,7 +67,8 @@ int exchange_read(int socket, struct message *out, uint64_t deadline, int cancel
     return result;
 }
 
-static int write_exactly(int socket, const uint8_t *bytes, size_t size, uint64_t deadline, struct error *err)
+static int write_exactly(int socket, const uint8_t *bytes, size_t size, uint64_t deadline,
+                         struct error *err)
 {
     while (size > 0) {
         int result = wait_for(socket, POLLOUT, deadline, -1, err);
@@ -81,8 +85,8 @@ static int write_exactly(int socket, const uint8_t *bytes, size_t size, uint64_t
     return 0;
 }
 
-int exchange_write(int socket, enum message_type type, const void *body, size_t size, uint64_t deadline,
-                   struct error *err)
+int exchange_write(int socket, enum message_type type, const void *body, size_t size,
+                   uint64_t deadline, struct error *err)
 {
     uint8_t header[PROTO_HEADER_SIZE];
 
@@ -91,8 +95,8 @@ int exchange_write(int socket, enum message_type type, const void *body, size_t 
     return result || size == 0 ? result : write_exactly(socket, body, size, deadline, err);
 }
 
-int exchange_ask(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN_SIZE], int timeout_ms, int cancel_fd,
-                 enum ownership_state *state, struct error *err)
+int exchange_ask(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN_SIZE],
+                 int timeout_ms, int cancel_fd, enum ownership_state *state, struct error *err)
 {
     uint64_t deadline = clock_now() + (uint64_t)timeout_ms * NS_PER_MS;
     struct hello hello = {
@@ -110,7 +114,8 @@ int exchange_ask(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN
     int socket = address_connect(peer, timeout_ms, cancel_fd, err);
     if (socket < 0)
         return socket;
-    int result = exchange_write(socket, MESSAGE_HELLO, body, hello_encode(&hello, body), deadline, err);
+    int result =
+        exchange_write(socket, MESSAGE_HELLO, body, hello_encode(&hello, body), deadline, err);
     if (!result)
         result = exchange_read(socket, &reply, deadline, cancel_fd, err);
     if (!result)

@@ -63,7 +63,8 @@ static int say_hello(struct migration *m, struct error *err)
     message_free(&reply);
     m->clock_shared = !result && share_clock(welcome.boot_id);
     if (!result && (welcome.version < PROTO_VERSION_MIN || welcome.version > PROTO_VERSION_MAX))
-        result = error_set(err, EPROTO, "the destination chose protocol version %u, which was not offered",
+        result = error_set(err, EPROTO,
+                           "the destination chose protocol version %u, which was not offered",
                            welcome.version);
     return result;
 }
@@ -120,7 +121,8 @@ static int await_accept(struct migration *m, struct address *lanes, struct error
     result = accept_decode(&reply, &accept, err);
     message_free(&reply);
     if (!result)
-        result = address_of_peer(channel_socket(m->channel), m->options.destination.scheme, lanes, err);
+        result =
+            address_of_peer(channel_socket(m->channel), m->options.destination.scheme, lanes, err);
     if (result)
         return result;
     m->session_peer = *lanes;
@@ -133,7 +135,8 @@ static int await_accept(struct migration *m, struct address *lanes, struct error
 static int start_tracking(struct migration *m, struct error *err)
 {
     struct guest_ops const *ops = m->guest->ops;
-    int result = ops->tracker(m->guest, m->options.tracker[0] ? m->options.tracker : NULL, &m->tracker, err);
+    int result =
+        ops->tracker(m->guest, m->options.tracker[0] ? m->options.tracker : NULL, &m->tracker, err);
 
     if (result)
         return result;
@@ -143,20 +146,22 @@ static int start_tracking(struct migration *m, struct error *err)
     return result;
 }
 
-static int flush_extents(struct migration *m, struct extents_message *message, bool last, struct error *err)
+static int flush_extents(struct migration *m, struct extents_message *message, bool last,
+                         struct error *err)
 {
     uint8_t body[PROTO_BODY_SIZE];
 
     if (message->count == 0 && !last)
         return 0;
     message->last = last;
-    int result = channel_send(m->channel, MESSAGE_EXTENTS, body, extents_encode(message, body), err);
+    int result =
+        channel_send(m->channel, MESSAGE_EXTENTS, body, extents_encode(message, body), err);
     message->count = 0;
     return result;
 }
 
-/* Tells which parts of the regions fill whole huge pages, so that the destination can back them with such: first touch
- * is what a destination spends most of its time on. */
+/* Tells which parts of the regions fill whole huge pages, so that the destination can back them
+ * with such: first touch is what a destination spends most of its time on. */
 static int announce_extents(struct migration *m, struct error *err)
 {
     struct extents_message message = {0};
@@ -170,7 +175,8 @@ static int announce_extents(struct migration *m, struct error *err)
         message.region = regions[i].id;
         for (size_t at = 0; at < present->count && !result; at++) {
             uint64_t first = (present->extents[at].offset + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-            uint64_t end = (present->extents[at].offset + present->extents[at].length) / HUGE_PAGE * HUGE_PAGE;
+            uint64_t end =
+                (present->extents[at].offset + present->extents[at].length) / HUGE_PAGE * HUGE_PAGE;
             if (first >= end || left == 0)
                 continue;
             left--;
@@ -226,7 +232,8 @@ static int make_rounds(struct migration *m, struct error *err)
     if (result)
         return result;
     m->measurement.present_bytes = rounds_present_bytes(m->rounds);
-    m->measurement.hole_pages = (m->measurement.memory_bytes - m->measurement.present_bytes) / GUEST_PAGE_SIZE;
+    m->measurement.hole_pages =
+        (m->measurement.memory_bytes - m->measurement.present_bytes) / GUEST_PAGE_SIZE;
     return 0;
 }
 

@@ -109,8 +109,9 @@ static void *session_thread(void *argument)
     return NULL;
 }
 
-int incoming_start(int socket, const struct incoming_options *options, const struct migration_observer *observer,
-                   struct incoming **out, struct error *err)
+int incoming_start(int socket, const struct incoming_options *options,
+                   const struct migration_observer *observer, struct incoming **out,
+                   struct error *err)
 {
     struct incoming *in = calloc(1, sizeof(*in));
     int result;
@@ -172,7 +173,8 @@ struct guest *incoming_guest(struct incoming *in)
 struct guest *incoming_take_guest(struct incoming *in)
 {
     pthread_mutex_lock(&in->lock);
-    struct guest *guest = in->status.finished && in->status.phase == INCOMING_STARTED ? in->guest : NULL;
+    struct guest *guest =
+        in->status.finished && in->status.phase == INCOMING_STARTED ? in->guest : NULL;
     if (guest)
         in->guest = NULL;
     pthread_mutex_unlock(&in->lock);
@@ -189,14 +191,15 @@ void incoming_cancel(struct incoming *in)
     wakeup_raise(&in->wakeup);
 }
 
-int incoming_resolve(struct incoming *in, enum resolve_action action, bool force, resolve_done_fn *done,
-                     void *context, struct error *err)
+int incoming_resolve(struct incoming *in, enum resolve_action action, bool force,
+                     resolve_done_fn *done, void *context, struct error *err)
 {
     int result = 0;
 
     pthread_mutex_lock(&in->lock);
     if (!in->resolvable)
-        result = error_set(err, EINVAL, "this session is not prepared: there is nothing to resolve");
+        result =
+            error_set(err, EINVAL, "this session is not prepared: there is nothing to resolve");
     else if (in->resolve.waiting)
         result = error_set(err, EBUSY, "another request to resolve this session is being served");
     else

@@ -9,23 +9,25 @@ struct incoming_options {
     char name[GUEST_NAME_SIZE]; /* "": as the source calls it */
     char kind[GUEST_KIND_SIZE]; /* "": any; else only this kind is accepted */
     char filter[128];           /* around the transport's receiving end; "": none */
-    /* Says whether a name is free on this host; adds a reason if not. From the session thread. May be NULL. */
+    /* Says whether a name is free on this host; adds a reason if not. From the session thread. May
+     * be NULL. */
     void (*name_check)(void *context, const char *name, struct reasons *reasons);
     void *name_context;
 };
 
 enum incoming_phase {
-    INCOMING_GREETING,  /* nothing known yet */
-    INCOMING_QUERY,     /* somebody asked what became of a session, and was answered */
+    INCOMING_GREETING, /* nothing known yet */
+    INCOMING_QUERY,    /* somebody asked what became of a session, and was answered */
     INCOMING_RECEIVING,
-    INCOMING_PREPARED,  /* complete, paused, not ours yet; in doubt when the source is silent */
-    INCOMING_STARTED,   /* the guest runs here */
-    INCOMING_ABORTED,   /* nothing is left of it */
+    INCOMING_PREPARED, /* complete, paused, not ours yet; in doubt when the source is silent */
+    INCOMING_STARTED,  /* the guest runs here */
+    INCOMING_ABORTED,  /* nothing is left of it */
 };
 
 struct incoming_status {
     enum incoming_phase phase;
-    bool finished; /* no thread works on it any more; with STARTED: the source has acknowledged or is gone */
+    bool finished; /* no thread works on it any more; with STARTED: the source has acknowledged or
+                      is gone */
     bool source_silent; /* PREPARED: the control channel is lost, the source does not answer */
     char session[33];
     char guest_name[GUEST_NAME_SIZE];
@@ -35,24 +37,29 @@ struct incoming_status {
 
 struct incoming;
 
-/* Serves the accepted control connection `socket` (owned from here on, also on error) in a thread of its own. */
-int incoming_start(int socket, const struct incoming_options *options, const struct migration_observer *observer,
-                   struct incoming **out, struct error *err);
+/* Serves the accepted control connection `socket` (owned from here on, also on error) in a thread
+ * of its own. */
+int incoming_start(int socket, const struct incoming_options *options,
+                   const struct migration_observer *observer, struct incoming **out,
+                   struct error *err);
 void incoming_get_status(struct incoming *in, struct incoming_status *out); /* any thread */
-/* The guest once it exists (RECEIVING with a guest accepted, PREPARED, STARTED), else NULL. Owned by the incoming until
- * STARTED and finished; then incoming_take_guest moves the ownership to the caller. */
+/* The guest once it exists (RECEIVING with a guest accepted, PREPARED, STARTED), else NULL. Owned
+ * by the incoming until STARTED and finished; then incoming_take_guest moves the ownership to the
+ * caller. */
 struct guest *incoming_guest(struct incoming *in);
 struct guest *incoming_take_guest(struct incoming *in);
 /* Before PREPARED: gives up and discards. Later: no effect. Any thread, at once. */
 void incoming_cancel(struct incoming *in);
 /* PREPARED only. As migration_resolve. */
-int incoming_resolve(struct incoming *in, enum resolve_action action, bool force, resolve_done_fn *done,
-                     void *context, struct error *err);
+int incoming_resolve(struct incoming *in, enum resolve_action action, bool force,
+                     resolve_done_fn *done, void *context, struct error *err);
 /* Joins and frees (the guest too unless taken). Blocks. */
 void incoming_free(struct incoming *in);
 
-/* `wander check`: connects, presents the description of `guest` (NULL: only reachability and version), collects what would be
- * refused, moves nothing. Returns 0 with `reasons` empty or filled, -errno when the peer cannot be asked. Blocks up to 10 s. */
-int migration_check(struct guest *guest, const struct address *destination, struct reasons *reasons, struct error *err);
+/* `wander check`: connects, presents the description of `guest` (NULL: only reachability and
+ * version), collects what would be refused, moves nothing. Returns 0 with `reasons` empty or
+ * filled, -errno when the peer cannot be asked. Blocks up to 10 s. */
+int migration_check(struct guest *guest, const struct address *destination, struct reasons *reasons,
+                    struct error *err);
 
 #endif

@@ -1,4 +1,5 @@
-/* What one migration cost: filled by the source's session thread, read by reports. One JSON document. */
+/* What one migration cost: filled by the source's session thread, read by reports. One JSON
+ * document. */
 #ifndef MIGRATE_MEASUREMENT_H
 #define MIGRATE_MEASUREMENT_H
 
@@ -12,10 +13,10 @@
 enum { MEASUREMENT_SCHEMA = 1, MEASUREMENT_MAX_TEXT = 64 };
 
 struct round_measurement {
-    uint64_t pages, zero_pages;  /* handed out; of them zero */
-    uint64_t skipped_pages;      /* dirty again before they were sent: left to the next round */
-    uint64_t bytes, wire_bytes;  /* guest bytes sent; bytes on the wire */
-    uint64_t start_ns, ns;       /* since the accepted command; duration */
+    uint64_t pages, zero_pages; /* handed out; of them zero */
+    uint64_t skipped_pages;     /* dirty again before they were sent: left to the next round */
+    uint64_t bytes, wire_bytes; /* guest bytes sent; bytes on the wire */
+    uint64_t start_ns, ns;      /* since the accepted command; duration */
     uint64_t dirty_pages_after;
     uint64_t predicted_downtime_ns; /* at its end */
     unsigned throttle;
@@ -23,7 +24,8 @@ struct round_measurement {
 };
 
 struct host_facts {
-    char kernel[MEASUREMENT_MAX_TEXT * 2], cpu[MEASUREMENT_MAX_TEXT * 2], hostname[MEASUREMENT_MAX_TEXT];
+    char kernel[MEASUREMENT_MAX_TEXT * 2], cpu[MEASUREMENT_MAX_TEXT * 2],
+        hostname[MEASUREMENT_MAX_TEXT];
     char interface[MEASUREMENT_MAX_TEXT]; /* of the control channel; "lo" */
     int64_t link_mbit;                    /* -1: unknown */
     int mtu;                              /* 0: unknown */
@@ -36,7 +38,7 @@ struct destination_measurement {
     uint64_t cpu_ns;
     uint64_t state_load_ns, resume_ns;
     uint64_t running_at_us; /* CLOCK_MONOTONIC there, when the first vCPU set out; 0: not known */
-    uint64_t guest_gap_ns;          /* the pause as the guest measured it; 0: it did not say */
+    uint64_t guest_gap_ns;  /* the pause as the guest measured it; 0: it did not say */
     uint64_t resident_growth_bytes; /* of the destination process, since the session began */
     struct host_facts host;
 };
@@ -52,7 +54,8 @@ struct measurement {
     unsigned lanes;
 
     uint64_t total_ns, setup_ns;
-    uint64_t downtime_ns;      /* source's clock, pause -> RUNNING received; or, on one clock, until a vCPU ran */
+    uint64_t downtime_ns; /* source's clock, pause -> RUNNING received; or, on one clock, until a
+                             vCPU ran */
     bool downtime_clock_shared; /* source and destination read one clock */
     struct {
         uint64_t pause, final_copy, verify, state_save, state_transfer, state_load, resume;
@@ -83,18 +86,20 @@ struct measurement {
 struct round_measurement *measurement_add_round(struct measurement *m);
 void measurement_free(struct measurement *m);
 
-/* The JSON document (schema: migrate/measurement.md), indented; the caller frees. `gap_ns` from the guest or 0 for
- * null. NULL without memory. Every figure not known is null, never guessed. */
+/* The JSON document (schema: migrate/measurement.md), indented; the caller frees. `gap_ns` from the
+ * guest or 0 for null. NULL without memory. Every figure not known is null, never guessed. */
 char *measurement_to_json(const struct measurement *m, uint64_t gap_ns);
 /* The table for a terminal: every round, total time, downtime by part. The caller frees. */
 char *measurement_to_table(const struct measurement *m, uint64_t gap_ns);
 
-/* The destination's half as the body of REPORT and back. The text comes from a peer: checked, -EPROTO. */
+/* The destination's half as the body of REPORT and back. The text comes from a peer: checked,
+ * -EPROTO. */
 char *destination_measurement_encode(const struct destination_measurement *d);
-int destination_measurement_decode(const char *text, size_t size, struct destination_measurement *out,
-                                   struct error *err);
+int destination_measurement_decode(const char *text, size_t size,
+                                   struct destination_measurement *out, struct error *err);
 
-/* Facts of this host; `socket` (or -1) names the interface. Reads /proc and /sys; blocks briefly. */
+/* Facts of this host; `socket` (or -1) names the interface. Reads /proc and /sys; blocks briefly.
+ */
 void host_facts_read(int socket, struct host_facts *out);
 /* Resident bytes of this process, page tables not counted. */
 uint64_t process_resident_bytes(void);

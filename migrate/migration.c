@@ -59,10 +59,12 @@ void source_say(struct migration *m, const char *format, ...)
 
 static bool explains(const struct message *message)
 {
-    return message->type == MESSAGE_ERROR || message->type == MESSAGE_REFUSE || message->type == MESSAGE_ABORTED;
+    return message->type == MESSAGE_ERROR || message->type == MESSAGE_REFUSE ||
+           message->type == MESSAGE_ABORTED;
 }
 
-/* Of a channel that is lost: the peer's own account of why, if it left one, or else what happened to the channel. */
+/* Of a channel that is lost: the peer's own account of why, if it left one, or else what happened
+ * to the channel. */
 static int last_words(struct migration *m, struct error *err)
 {
     struct message message;
@@ -107,13 +109,15 @@ int source_receive(struct migration *m, enum message_type wanted, int timeout_ms
         if (cancellable && atomic_load(&m->cancelled))
             return error_set(err, ECANCELED, "cancelled");
         if (clock_now() >= deadline)
-            return error_set(err, ETIMEDOUT, "the destination is alive but has not sent %s for %d s", message_name(wanted),
-                             timeout_ms / 1000);
+            return error_set(err, ETIMEDOUT,
+                             "the destination is alive but has not sent %s for %d s",
+                             message_name(wanted), timeout_ms / 1000);
         wakeup_wait(&m->wakeup, &seen, deadline);
     }
 }
 
-/* A lane that breaks is often only the echo of something the destination has already explained on the channel. */
+/* A lane that breaks is often only the echo of something the destination has already explained on
+ * the channel. */
 static void hear_last_words(struct migration *m, struct error *err)
 {
     uint64_t deadline = clock_now() + LAST_WORDS_MS * NS_PER_MS, seen = 0;
@@ -212,7 +216,8 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
         error_prefix(why, "the guest is paused and could not be resumed (%s)", err.text);
     }
     hear_last_words(m, why);
-    snprintf(m->measurement.result, sizeof(m->measurement.result), why->code == ECANCELED ? "cancelled" : "failed");
+    snprintf(m->measurement.result, sizeof(m->measurement.result),
+             why->code == ECANCELED ? "cancelled" : "failed");
     snprintf(m->measurement.error, sizeof(m->measurement.error), "%s", why->text);
     if (phase == MIGRATION_FAILED)
         source_say(m, "%s; the guest goes on at the source", why->text);
@@ -220,7 +225,8 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
         source_say(m, "%s; try `wander resolve` or `wander quit`", why->text);
     source_note_totals(m);
     if (!m->destination_settled)
-        source_tell_abort(m, why->text); /* before the lanes go, or the destination takes that for the reason */
+        source_tell_abort(
+            m, why->text); /* before the lanes go, or the destination takes that for the reason */
     close_lanes(m);
     close_tracker(m);
     ownership_attach(&m->ownership, NULL);
@@ -273,14 +279,17 @@ static void note_options(struct migration *m)
 static int check_options(const struct migration_options *o, struct error *err)
 {
     if (o->lanes == 0 || o->lanes > TRANSPORT_MAX_LANES)
-        return error_set(err, EINVAL, "a migration has 1 to %d lanes, not %u", TRANSPORT_MAX_LANES, o->lanes);
+        return error_set(err, EINVAL, "a migration has 1 to %d lanes, not %u", TRANSPORT_MAX_LANES,
+                         o->lanes);
     if (o->limits.throttle_max > 99)
-        return error_set(err, EINVAL, "a guest can be throttled by at most 99 %%, not %u %%", o->limits.throttle_max);
+        return error_set(err, EINVAL, "a guest can be throttled by at most 99 %%, not %u %%",
+                         o->limits.throttle_max);
     return o->filter[0] ? transport_wrap_check(o->filter, err) : 0;
 }
 
 int migration_start(struct guest *guest, const struct migration_options *options,
-                    const struct migration_observer *observer, struct migration **out, struct error *err)
+                    const struct migration_observer *observer, struct migration **out,
+                    struct error *err)
 {
     int result = check_options(options, err);
     struct migration *m = result ? NULL : calloc(1, sizeof(*m));
@@ -346,14 +355,15 @@ void migration_get_status(struct migration *m, struct migration_status *out)
     pthread_mutex_unlock(&m->lock);
 }
 
-int migration_resolve(struct migration *m, enum resolve_action action, bool force, resolve_done_fn *done,
-                      void *context, struct error *err)
+int migration_resolve(struct migration *m, enum resolve_action action, bool force,
+                      resolve_done_fn *done, void *context, struct error *err)
 {
     int result = 0;
 
     pthread_mutex_lock(&m->lock);
     if (m->status.phase != MIGRATION_IN_DOUBT)
-        result = error_set(err, EINVAL, "this migration is not in doubt: there is nothing to resolve");
+        result =
+            error_set(err, EINVAL, "this migration is not in doubt: there is nothing to resolve");
     else if (m->resolve.waiting)
         result = error_set(err, EBUSY, "another request to resolve this migration is being served");
     else
@@ -367,7 +377,9 @@ int migration_resolve(struct migration *m, enum resolve_action action, bool forc
 static char *report(struct migration *m, char *(*render)(const struct measurement *, uint64_t))
 {
     pthread_mutex_lock(&m->lock);
-    char *text = m->reportable ? render(&m->measurement, m->measurement.destination_half.guest_gap_ns) : NULL;
+    char *text = m->reportable
+                     ? render(&m->measurement, m->measurement.destination_half.guest_gap_ns)
+                     : NULL;
     pthread_mutex_unlock(&m->lock);
     return text;
 }

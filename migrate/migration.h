@@ -46,8 +46,8 @@ struct migration_status {
     char message[ERROR_TEXT_SIZE]; /* what is going on, or what went wrong and what to do */
 };
 
-/* Called from the session thread: something in the status changed (at most 20 times a second, and at every change of
- * phase). Must not block: wake an event loop. */
+/* Called from the session thread: something in the status changed (at most 20 times a second, and
+ * at every change of phase). Must not block: wake an event loop. */
 struct migration_observer {
     void (*changed)(void *context);
     void *context;
@@ -59,21 +59,28 @@ typedef void resolve_done_fn(void *context, int result, const char *text);
 
 struct migration;
 
-/* Starts moving `guest` (which outlives the migration) and returns at once. -EINVAL, -EAGAIN. Any thread. */
+/* Starts moving `guest` (which outlives the migration) and returns at once. -EINVAL, -EAGAIN. Any
+ * thread. */
 int migration_start(struct guest *guest, const struct migration_options *options,
-                    const struct migration_observer *observer, struct migration **out, struct error *err);
-/* Asks for an end: the guest goes on at the source, as long as COMMIT is not under way. Any thread, at once. */
+                    const struct migration_observer *observer, struct migration **out,
+                    struct error *err);
+/* Asks for an end: the guest goes on at the source, as long as COMMIT is not under way. Any thread,
+ * at once. */
 void migration_cancel(struct migration *m);
 void migration_get_status(struct migration *m, struct migration_status *out); /* any thread */
-/* In doubt only (-EINVAL otherwise): asks the destination and acts; without its word only with `force`. Returns at once. */
-int migration_resolve(struct migration *m, enum resolve_action action, bool force, resolve_done_fn *done,
-                      void *context, struct error *err);
-/* After status.finished, or while in doubt: the measurement as JSON or as a table; the caller frees. NULL before. */
+/* In doubt only (-EINVAL otherwise): asks the destination and acts; without its word only with
+ * `force`. Returns at once. */
+int migration_resolve(struct migration *m, enum resolve_action action, bool force,
+                      resolve_done_fn *done, void *context, struct error *err);
+/* After status.finished, or while in doubt: the measurement as JSON or as a table; the caller
+ * frees. NULL before. */
 char *migration_report_json(struct migration *m);
 char *migration_report_table(struct migration *m);
-/* Exit code of `wander migrate`: 0 completed, 1 failed and the guest runs here, 3 in doubt, 4 stuck. -1 before the end. */
+/* Exit code of `wander migrate`: 0 completed, 1 failed and the guest runs here, 3 in doubt, 4
+ * stuck. -1 before the end. */
 int migration_exit_code(struct migration *m);
-/* Joins the thread and frees. Blocks until finished (cancel first); not for a thread that must not block. */
+/* Joins the thread and frees. Blocks until finished (cancel first); not for a thread that must not
+ * block. */
 void migration_free(struct migration *m);
 
 #endif

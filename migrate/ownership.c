@@ -19,15 +19,15 @@ static const char *const names[OWNERSHIP_STATES] = {
     [OWNERSHIP_STARTING] = "starting",
 };
 
-/* STARTING to ABORTED is for a start that failed before one instruction ran. STARTED is final: the source lets the guest go
- * when it hears of it. */
+/* STARTING to ABORTED is for a start that failed before one instruction ran. STARTED is final: the
+ * source lets the guest go when it hears of it. */
 static const struct {
     enum ownership_state from, to;
 } moves[] = {
-    {OWNERSHIP_OWNER, OWNERSHIP_COMMITTING},    {OWNERSHIP_COMMITTING, OWNERSHIP_RELEASED},
-    {OWNERSHIP_COMMITTING, OWNERSHIP_OWNER},    {OWNERSHIP_RECEIVING, OWNERSHIP_PREPARED},
-    {OWNERSHIP_RECEIVING, OWNERSHIP_ABORTED},   {OWNERSHIP_PREPARED, OWNERSHIP_STARTING},
-    {OWNERSHIP_PREPARED, OWNERSHIP_ABORTED},    {OWNERSHIP_STARTING, OWNERSHIP_STARTED},
+    {OWNERSHIP_OWNER, OWNERSHIP_COMMITTING},  {OWNERSHIP_COMMITTING, OWNERSHIP_RELEASED},
+    {OWNERSHIP_COMMITTING, OWNERSHIP_OWNER},  {OWNERSHIP_RECEIVING, OWNERSHIP_PREPARED},
+    {OWNERSHIP_RECEIVING, OWNERSHIP_ABORTED}, {OWNERSHIP_PREPARED, OWNERSHIP_STARTING},
+    {OWNERSHIP_PREPARED, OWNERSHIP_ABORTED},  {OWNERSHIP_STARTING, OWNERSHIP_STARTED},
     {OWNERSHIP_STARTING, OWNERSHIP_ABORTED},
 };
 
@@ -79,12 +79,14 @@ static bool is_move(enum ownership_state from, enum ownership_state to)
     return false;
 }
 
-int ownership_move(struct ownership *o, enum ownership_state from, enum ownership_state to, struct error *err)
+int ownership_move(struct ownership *o, enum ownership_state from, enum ownership_state to,
+                   struct error *err)
 {
     int result = 0;
 
     if (!is_move(from, to))
-        return error_set(err, EINVAL, "ownership cannot go from %s to %s", ownership_name(from), ownership_name(to));
+        return error_set(err, EINVAL, "ownership cannot go from %s to %s", ownership_name(from),
+                         ownership_name(to));
     pthread_mutex_lock(&o->lock);
     if (o->state != from)
         result = error_set(err, ESTALE, "the session is %s here, not %s", ownership_name(o->state),

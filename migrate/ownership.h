@@ -1,5 +1,5 @@
-/* Who owns the guest, at every instant: a state, its legal moves, and the rule that a move is recorded before it takes
- * effect. The promise that rests on this: never two running copies. */
+/* Who owns the guest, at every instant: a state, its legal moves, and the rule that a move is
+ * recorded before it takes effect. The promise that rests on this: never two running copies. */
 #ifndef MIGRATE_OWNERSHIP_H
 #define MIGRATE_OWNERSHIP_H
 
@@ -47,8 +47,10 @@ void ownership_destroy(struct ownership *o);
 enum ownership_state ownership_get(struct ownership *o);
 /* From now on moves are written to `record` first. */
 void ownership_attach(struct ownership *o, struct record *record);
-/* The compare-and-swap: from -> to, recorded before it takes effect. -ESTALE when the state is not `from` (the text says what
- * it is), -EINVAL for a move that is not in the table, or the error of the record, and then nothing has changed. */
-int ownership_move(struct ownership *o, enum ownership_state from, enum ownership_state to, struct error *err);
+/* The compare-and-swap: from -> to, recorded before it takes effect. -ESTALE when the state is not
+ * `from` (the text says what it is), -EINVAL for a move that is not in the table, or the error of
+ * the record, and then nothing has changed. */
+int ownership_move(struct ownership *o, enum ownership_state from, enum ownership_state to,
+                   struct error *err);
 
 #endif

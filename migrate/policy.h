@@ -1,5 +1,5 @@
-/* When to send another round, when to switch over, when to throttle, when to give up: a pure function of the rounds so
- * far and the limits. No clock, no memory, no I/O. */
+/* When to send another round, when to switch over, when to throttle, when to give up: a pure
+ * function of the rounds so far and the limits. No clock, no memory, no I/O. */
 #ifndef MIGRATE_POLICY_H
 #define MIGRATE_POLICY_H
 
@@ -10,17 +10,17 @@
 enum on_timeout { ON_TIMEOUT_CANCEL, ON_TIMEOUT_FORCE };
 
 struct policy_limits {
-    uint64_t downtime_ns;     /* the longest pause that is welcome */
-    uint64_t max_time_ns;     /* of the whole migration; 0: no limit */
+    uint64_t downtime_ns; /* the longest pause that is welcome */
+    uint64_t max_time_ns; /* of the whole migration; 0: no limit */
     enum on_timeout on_timeout;
-    unsigned throttle_max;    /* percent of vCPU time that may be taken away; 0: none */
+    unsigned throttle_max; /* percent of vCPU time that may be taken away; 0: none */
 };
 
 /* One finished round. */
 struct policy_round {
-    uint64_t pages;             /* handed out by the tracker (round 0: present pages) */
-    uint64_t bytes;             /* guest bytes that went over the lanes (zero pages and holes do not) */
-    uint64_t ns;                /* from its beginning to its last fence */
+    uint64_t pages; /* handed out by the tracker (round 0: present pages) */
+    uint64_t bytes; /* guest bytes that went over the lanes (zero pages and holes do not) */
+    uint64_t ns;    /* from its beginning to its last fence */
     uint64_t dirty_pages_after; /* found dirty by the collect that followed it */
     uint64_t dirty_ns;          /* how long those had to become dirty: since the collect before */
     unsigned throttle;          /* percent in force while it ran */
@@ -28,35 +28,39 @@ struct policy_round {
 
 struct policy_input {
     const struct policy_round *rounds;
-    size_t round_count;         /* at least 1 */
-    uint64_t elapsed_ns;        /* since the migration was accepted */
-    uint64_t bandwidth;         /* bytes/s, measured over the recent rounds' busy time; never 0 */
-    uint64_t state_bytes;       /* of device state, as estimated */
-    uint64_t fixed_ns;          /* pause + load + resume + round trips, measured or estimated */
-    uint64_t pause_delay_ns;    /* from this decision until the vCPUs stand still: they go on dirtying */
+    size_t round_count;   /* at least 1 */
+    uint64_t elapsed_ns;  /* since the migration was accepted */
+    uint64_t bandwidth;   /* bytes/s, measured over the recent rounds' busy time; never 0 */
+    uint64_t state_bytes; /* of device state, as estimated */
+    uint64_t fixed_ns;    /* pause + load + resume + round trips, measured or estimated */
+    /* from this decision until the vCPUs stand still: they go on dirtying */
+    uint64_t pause_delay_ns;
 };
 
 enum policy_action { POLICY_ANOTHER_ROUND, POLICY_SWITCH_OVER, POLICY_GIVE_UP };
 
 struct policy_decision {
     enum policy_action action;
-    unsigned throttle;               /* percent to set before the next round; never lowered, 0 with GIVE_UP */
-    bool forced;                     /* switch over although the limit will not be met (on-timeout force) */
-    uint64_t predicted_downtime_ns;  /* if it switched over now */
-    uint64_t predicted_last_bytes;   /* that the last round would send at most */
-    char why[256];                   /* one sentence with the figures behind the decision */
+    unsigned throttle; /* percent to set before the next round; never lowered, 0 with GIVE_UP */
+    bool forced;       /* switch over although the limit will not be met (on-timeout force) */
+    uint64_t predicted_downtime_ns; /* if it switched over now */
+    uint64_t predicted_last_bytes;  /* that the last round would send at most */
+    char why[256];                  /* one sentence with the figures behind the decision */
 };
 
-/* Decides from the last three rounds (and whether there are so many). Any thread. Rounds go on without end while only the
- * guest's dirty rate is in the way, for that may fall: `why` and the ETA then say that it never converges, and max_time_ns
- * bounds it. A limit below what pause, state and resume take without any page is given up after three rounds.
- * predicted_last_bytes counts every page as sent in full, and twice the pages that get dirty during pause_delay_ns. */
-struct policy_decision policy_decide(const struct policy_input *input, const struct policy_limits *limits);
+/* Decides from the last three rounds (and whether there are so many). Any thread. Rounds go on
+ * without end while only the guest's dirty rate is in the way, for that may fall: `why` and the ETA
+ * then say that it never converges, and max_time_ns bounds it. A limit below what pause, state and
+ * resume take without any page is given up after three rounds. predicted_last_bytes counts every
+ * page as sent in full, and twice the pages that get dirty during pause_delay_ns. */
+struct policy_decision policy_decide(const struct policy_input *input,
+                                     const struct policy_limits *limits);
 
 /* The downtime if `last_bytes` were still to be sent with the guest paused. */
 uint64_t policy_predict_downtime(const struct policy_input *input, uint64_t last_bytes);
 
-/* Nanoseconds until the switchover if things go on as in the last rounds; UINT64_MAX: as they go, never. */
+/* Nanoseconds until the switchover if things go on as in the last rounds; UINT64_MAX: as they go,
+ * never. */
 uint64_t policy_eta(const struct policy_input *input, const struct policy_limits *limits);
 
 #endif

@@ -9,7 +9,8 @@
 
 enum { SETTLED_ROUND_BYTES = 1 << 20, RECENT_ROUNDS = 3 };
 
-static const uint64_t ASSUMED_BANDWIDTH = 1ull << 30; /* before any round was large enough to tell */
+static const uint64_t ASSUMED_BANDWIDTH = 1ull
+                                          << 30; /* before any round was large enough to tell */
 
 /* Over the most recent rounds that were large enough for their latency not to count. */
 static uint64_t measured_bandwidth(const struct migration *m)
@@ -61,7 +62,8 @@ static void remember_round(struct migration *m, const struct policy_round *round
     m->history[m->history_count++] = *round;
 }
 
-int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_before, bool paused, struct error *err)
+int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_before, bool paused,
+                        struct error *err)
 {
     struct measurement *total = &m->measurement;
     const struct round_counts *counts = rounds_counts(m->rounds);
@@ -127,8 +129,8 @@ static uint64_t wire_bytes(struct migration *m)
     return stats.wire_bytes;
 }
 
-/* Both ends note durably, before anything is paused, that the guest may change hands from here on: so no fsync is left
- * for the downtime. The answer comes while the first round is under way. */
+/* Both ends note durably, before anything is paused, that the guest may change hands from here on:
+ * so no fsync is left for the downtime. The answer comes while the first round is under way. */
 static int prepare(struct migration *m, struct error *err)
 {
     int result = channel_send(m->channel, MESSAGE_PREPARE, NULL, 0, err);
@@ -179,15 +181,19 @@ static int set_throttle(struct migration *m, unsigned percent, struct error *err
     return result;
 }
 
-static void show_decision(struct migration *m, const struct policy_decision *decision, const struct policy_input *input)
+static void show_decision(struct migration *m, const struct policy_decision *decision,
+                          const struct policy_input *input)
 {
     const struct policy_round *last = &m->history[m->history_count - 1];
 
-    m->measurement.rounds[m->measurement.round_count - 1].predicted_downtime_ns = decision->predicted_downtime_ns;
+    m->measurement.rounds[m->measurement.round_count - 1].predicted_downtime_ns =
+        decision->predicted_downtime_ns;
     pthread_mutex_lock(&m->lock);
     m->status.bandwidth = input->bandwidth;
-    m->status.dirty_rate =
-        last->dirty_ns ? (uint64_t)((double)last->dirty_pages_after * GUEST_PAGE_SIZE * 1e9 / (double)last->dirty_ns) : 0;
+    m->status.dirty_rate = last->dirty_ns
+                               ? (uint64_t)((double)last->dirty_pages_after * GUEST_PAGE_SIZE *
+                                            1e9 / (double)last->dirty_ns)
+                               : 0;
     m->status.predicted_downtime_ns = decision->predicted_downtime_ns;
     m->status.throttle = decision->throttle;
     m->status.eta_ns = policy_eta(input, &m->options.limits);

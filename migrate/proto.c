@@ -68,8 +68,8 @@ void message_header_encode(enum message_type type, uint32_t size, uint8_t out[PR
     wire_put_u32(&w, 0);
 }
 
-int message_header_decode(const uint8_t in[PROTO_HEADER_SIZE], enum message_type *type, uint32_t *size,
-                          struct error *err)
+int message_header_decode(const uint8_t in[PROTO_HEADER_SIZE], enum message_type *type,
+                          uint32_t *size, struct error *err)
 {
     struct wire_reader r = wire_reader(in, PROTO_HEADER_SIZE);
     uint32_t magic = wire_get_u32(&r);
@@ -79,13 +79,16 @@ int message_header_decode(const uint8_t in[PROTO_HEADER_SIZE], enum message_type
     *size = wire_get_u32(&r);
     wire_get_u32(&r);
     if (magic != PROTO_MAGIC)
-        return error_set(err, EPROTO, "the peer does not speak wander's protocol (its first bytes are %02x %02x %02x %02x); "
-                         "is that a `wander receive`?", in[0], in[1], in[2], in[3]);
+        return error_set(
+            err, EPROTO,
+            "the peer does not speak wander's protocol (its first bytes are %02x %02x %02x %02x); "
+            "is that a `wander receive`?",
+            in[0], in[1], in[2], in[3]);
     if (kind == 0 || kind >= MESSAGE_TYPES)
         return error_set(err, EPROTO, "the peer sent a message of the unknown type %u", kind);
     if (*size < messages[kind].min || *size > messages[kind].max)
-        return error_set(err, EPROTO, "the peer sent a %s of %u bytes (%u to %u are possible)", messages[kind].name,
-                         *size, messages[kind].min, messages[kind].max);
+        return error_set(err, EPROTO, "the peer sent a %s of %u bytes (%u to %u are possible)",
+                         messages[kind].name, *size, messages[kind].min, messages[kind].max);
     *type = (enum message_type)kind;
     return 0;
 }
@@ -126,7 +129,8 @@ int hello_decode(const struct message *from, struct hello *m, struct error *err)
     m->lanes = wire_get_u32(&r);
     wire_get_text(&r, scheme, sizeof(scheme));
     if (!wire_reader_done(&r) || m->version_min > m->version_max || m->intent < HELLO_NEW ||
-        m->intent > HELLO_QUERY || m->lanes > TRANSPORT_MAX_LANES || strlen(scheme) >= sizeof(m->scheme))
+        m->intent > HELLO_QUERY || m->lanes > TRANSPORT_MAX_LANES ||
+        strlen(scheme) >= sizeof(m->scheme))
         return malformed(from, err);
     memcpy(m->scheme, scheme, sizeof(m->scheme));
     return 0;
@@ -246,8 +250,8 @@ int verify_decode(const struct message *from, struct verify_message *m, struct e
     m->first = wire_get_u64(&r);
     m->count = wire_get_u32(&r);
     wire_get_u32(&r);
-    if (!wire_reader_done(&r) || (m->unit != GUEST_CHUNK_SIZE && m->unit != GUEST_PAGE_SIZE) || m->count == 0 ||
-        m->count > PROTO_MAX_HASHES || m->first > UINT64_MAX / m->unit - m->count)
+    if (!wire_reader_done(&r) || (m->unit != GUEST_CHUNK_SIZE && m->unit != GUEST_PAGE_SIZE) ||
+        m->count == 0 || m->count > PROTO_MAX_HASHES || m->first > UINT64_MAX / m->unit - m->count)
         return malformed(from, err);
     return 0;
 }
@@ -353,8 +357,8 @@ static void region_decode(struct wire_reader *r, uint32_t index, struct guest_re
     region->size = wire_get_u64(r);
     wire_get_text(r, region->name, sizeof(region->name));
     region->backing = backing == GUEST_NAMED_FILE ? GUEST_NAMED_FILE : GUEST_ANONYMOUS;
-    if (region->id != index || backing > GUEST_NAMED_FILE || region->size == 0 || region->size % GUEST_PAGE_SIZE ||
-        region->size > INT64_MAX)
+    if (region->id != index || backing > GUEST_NAMED_FILE || region->size == 0 ||
+        region->size % GUEST_PAGE_SIZE || region->size > INT64_MAX)
         r->failed = true;
 }
 
@@ -401,13 +405,16 @@ int message_unexpected(const struct message *got, const char *wanted, struct err
 
     switch (got->type) {
     case MESSAGE_REFUSE:
-        return error_set(err, ECONNREFUSED, "the destination refuses: %s", message_text(got, text, sizeof(text)));
+        return error_set(err, ECONNREFUSED, "the destination refuses: %s",
+                         message_text(got, text, sizeof(text)));
     case MESSAGE_ERROR:
     case MESSAGE_ABORT:
     case MESSAGE_ABORTED:
-        return error_set(err, ECONNABORTED, "the peer ended the session: %s", message_text(got, text, sizeof(text)));
+        return error_set(err, ECONNABORTED, "the peer ended the session: %s",
+                         message_text(got, text, sizeof(text)));
     default:
-        return error_set(err, EPROTO, "the peer sent %s where %s belongs", message_name(got->type), wanted);
+        return error_set(err, EPROTO, "the peer sent %s where %s belongs", message_name(got->type),
+                         wanted);
     }
 }
 
@@ -419,7 +426,8 @@ void token_format(const uint8_t token[TRANSPORT_TOKEN_SIZE], char out[33])
 
 int token_parse(const char *text, uint8_t token[TRANSPORT_TOKEN_SIZE])
 {
-    if (strlen(text) != 2 * TRANSPORT_TOKEN_SIZE || strspn(text, "0123456789abcdef") != 2 * TRANSPORT_TOKEN_SIZE)
+    if (strlen(text) != 2 * TRANSPORT_TOKEN_SIZE ||
+        strspn(text, "0123456789abcdef") != 2 * TRANSPORT_TOKEN_SIZE)
         return -EINVAL;
     for (int i = 0; i < TRANSPORT_TOKEN_SIZE; i++) {
         unsigned byte;

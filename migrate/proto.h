@@ -4,23 +4,26 @@
  *     HELLO(new, versions, token, epoch, lanes) -->
  *                                               <-- WELCOME(version) | REFUSE(reasons)
  *     GUEST(description)                        -->
- *                                               <-- ACCEPT(lane port, session port) | REFUSE(all reasons)
- *     EXTENTS* (last one flagged)               -->     lanes are opened now
- *     ROUND(number)  ... pages on the lanes     -->
- *     PREPARE                                   -->     "may start" is on disk now
+ *                                               <-- ACCEPT(lane port, session port) | REFUSE(all
+ * reasons) EXTENTS* (last one flagged)               -->     lanes are opened now ROUND(number) ...
+ * pages on the lanes     --> PREPARE                                   -->     "may start" is on
+ * disk now
  *                                               <-- READY
  *     --- the guest is paused ---
  *     STATE, last pages and their fence, LOAD   -->     state loaded, read back, compared
  *                                               <-- PREPARED
  *     VERIFY(range)                             -->
- *                                               <-- HASHES                   (with --verify, repeated)
+ *                                               <-- HASHES                   (with --verify,
+ * repeated)
  *     --- COMMITTING is recorded ---
- *     COMMIT                                    -->     STARTING is recorded, the guest runs, STARTED is recorded
+ *     COMMIT                                    -->     STARTING is recorded, the guest runs,
+ * STARTED is recorded
  *                                               <-- RUNNING | ABORTED(why)
  *     --- RELEASED ---
  *     RELEASE                                   -->     the record may go
  *                                               <-- REPORT
- *   PING and PONG both ways from the first message on. ABORT (source) and ERROR (either) end a session before COMMIT.
+ *   PING and PONG both ways from the first message on. ABORT (source) and ERROR (either) end a
+ * session before COMMIT.
  *
  * Who owns the guest:
  *
@@ -32,15 +35,16 @@
  *                    |                  |                     | it cannot
  *                    |                  +------ABORT----> ABORTED
  *                    +---- any failure, silence -------------^
- *                COMMIT or ABORT: one compare-and-swap, recorded first. STARTED is not said before it is certain that the
- *                guest runs: on hearing it the source lets its copy go.
+ *                COMMIT or ABORT: one compare-and-swap, recorded first. STARTED is not said before
+ * it is certain that the guest runs: on hearing it the source lets its copy go.
  *
- * A connection lost after PREPARED is made anew to the session port: HELLO(reconnect, token, next epoch), WELCOME, then
- * COMMIT or ABORT again; both may be repeated. Whoever knows the token may ask any time, at the session port of either
- * end or at the listener: HELLO(query, token), ANSWER(state).
+ * A connection lost after PREPARED is made anew to the session port: HELLO(reconnect, token, next
+ * epoch), WELCOME, then COMMIT or ABORT again; both may be repeated. Whoever knows the token may
+ * ask any time, at the session port of either end or at the listener: HELLO(query, token),
+ * ANSWER(state).
  *
- * Wire form: a 16-byte header (u32 magic, u16 type, u16 zero, u32 body size, u32 zero) and a body; little-endian;
- * sizes are bounded by type before a byte of a body is read. */
+ * Wire form: a 16-byte header (u32 magic, u16 type, u16 zero, u32 body size, u32 zero) and a body;
+ * little-endian; sizes are bounded by type before a byte of a body is read. */
 #ifndef MIGRATE_PROTO_H
 #define MIGRATE_PROTO_H
 
@@ -60,8 +64,9 @@ enum {
     PROTO_VERSION_MAX = 1,
     PROTO_MAX_TEXT = 32 << 10,
     PROTO_MAX_EXTENTS = 2048, /* in one EXTENTS */
-    PROTO_MAX_ANNOUNCED = 8192, /* extents in all EXTENTS: each may split a mapping, of which a process has 65530 */
-    PROTO_MAX_HASHES = 4096,  /* in one HASHES */
+    PROTO_MAX_ANNOUNCED =
+        8192, /* extents in all EXTENTS: each may split a mapping, of which a process has 65530 */
+    PROTO_MAX_HASHES = 4096, /* in one HASHES */
 };
 
 enum message_type {
@@ -103,8 +108,8 @@ const char *message_name(enum message_type type);
 
 /* Header alone. decode checks magic, type and the body size allowed for it: -EPROTO. */
 void message_header_encode(enum message_type type, uint32_t size, uint8_t out[PROTO_HEADER_SIZE]);
-int message_header_decode(const uint8_t in[PROTO_HEADER_SIZE], enum message_type *type, uint32_t *size,
-                          struct error *err);
+int message_header_decode(const uint8_t in[PROTO_HEADER_SIZE], enum message_type *type,
+                          uint32_t *size, struct error *err);
 
 enum hello_intent { HELLO_NEW = 1, HELLO_CHECK, HELLO_RECONNECT, HELLO_QUERY };
 
@@ -143,7 +148,7 @@ struct round_message {
 
 struct verify_message {
     uint32_t region;
-    uint32_t unit; /* bytes hashed at a time: GUEST_CHUNK_SIZE, or GUEST_PAGE_SIZE */
+    uint32_t unit;  /* bytes hashed at a time: GUEST_CHUNK_SIZE, or GUEST_PAGE_SIZE */
     uint64_t first; /* in units */
     uint32_t count; /* at most PROTO_MAX_HASHES */
 };
@@ -166,8 +171,8 @@ struct pong {
     uint64_t ping_sent_at, now;
 };
 
-/* encode: writes the body into `out`, returns its size (the caller's buffer is PROTO_BODY_SIZE or as said). decode:
- * checks size, ranges and text; -EPROTO names the message. */
+/* encode: writes the body into `out`, returns its size (the caller's buffer is PROTO_BODY_SIZE or
+ * as said). decode: checks size, ranges and text; -EPROTO names the message. */
 enum { PROTO_BODY_SIZE = 16 + 16 * PROTO_MAX_EXTENTS };
 
 size_t hello_encode(const struct hello *m, uint8_t *out);
@@ -191,14 +196,16 @@ int ping_decode(const struct message *from, struct ping *m, struct error *err);
 size_t pong_encode(const struct pong *m, uint8_t *out);
 int pong_decode(const struct message *from, struct pong *m, struct error *err);
 
-/* The description of a guest. encode allocates *out (the caller frees); decode fills `m` (guest_description_free). */
+/* The description of a guest. encode allocates *out (the caller frees); decode fills `m`
+ * (guest_description_free). */
 int guest_encode(const struct guest_description *m, uint8_t **out, size_t *size, struct error *err);
 int guest_decode(const struct message *from, struct guest_description *m, struct error *err);
 
 /* Text bodies (REFUSE, ABORT, ABORTED, ERROR): printable, cut to `size`. Returns `out`. */
 char *message_text(const struct message *from, char *out, size_t size);
 
-/* -EPROTO: the peer said `got` where `wanted` belongs; an ERROR, REFUSE or ABORT is passed on in its own words. */
+/* -EPROTO: the peer said `got` where `wanted` belongs; an ERROR, REFUSE or ABORT is passed on in
+ * its own words. */
 int message_unexpected(const struct message *got, const char *wanted, struct error *err);
 
 /* 32 hexadecimal digits of a token, and back (-EINVAL). */

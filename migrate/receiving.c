@@ -15,7 +15,8 @@
 enum { LANES_MS = 10000, GUEST_MS = 10000 };
 
 /* The next message, whatever it is; lanes are looked at meanwhile. */
-static int next_message(struct incoming *in, uint64_t deadline, struct message *out, struct error *err)
+static int next_message(struct incoming *in, uint64_t deadline, struct message *out,
+                        struct error *err)
 {
     uint64_t seen = 0;
 
@@ -29,12 +30,14 @@ static int next_message(struct incoming *in, uint64_t deadline, struct message *
             return -err->code;
         uint64_t now = clock_now(), look = now + DESTINATION_POLL_MS * NS_PER_MS;
         if (now >= deadline)
-            return error_set(err, ETIMEDOUT, "the source is alive but says nothing that was waited for");
+            return error_set(err, ETIMEDOUT,
+                             "the source is alive but says nothing that was waited for");
         wakeup_wait(&in->wakeup, &seen, look < deadline ? look : deadline);
     }
 }
 
-static int expect(struct incoming *in, enum message_type wanted, int timeout_ms, struct message *out, struct error *err)
+static int expect(struct incoming *in, enum message_type wanted, int timeout_ms,
+                  struct message *out, struct error *err)
 {
     int result = next_message(in, clock_now() + (uint64_t)timeout_ms * NS_PER_MS, out, err);
 
@@ -48,11 +51,13 @@ static int expect(struct incoming *in, enum message_type wanted, int timeout_ms,
 static int read_hello(struct incoming *in, struct error *err)
 {
     struct message m;
-    int result = exchange_read(in->socket, &m, clock_now() + DESTINATION_GREETING_MS * NS_PER_MS, in->cancel_event, err);
+    int result = exchange_read(in->socket, &m, clock_now() + DESTINATION_GREETING_MS * NS_PER_MS,
+                               in->cancel_event, err);
 
     if (result)
         return result;
-    result = m.type == MESSAGE_HELLO ? hello_decode(&m, &in->hello, err) : message_unexpected(&m, "HELLO", err);
+    result = m.type == MESSAGE_HELLO ? hello_decode(&m, &in->hello, err)
+                                     : message_unexpected(&m, "HELLO", err);
     message_free(&m);
     return result;
 }
@@ -85,9 +90,11 @@ static int open_channel(struct incoming *in, struct error *err)
     if (result)
         return result;
     if (in->hello.version_max < PROTO_VERSION_MIN || in->hello.version_min > PROTO_VERSION_MAX) {
-        snprintf(text, sizeof(text), "this host speaks protocol versions %d to %d, the source %u to %u: install the same "
-                 "version of wander on both", PROTO_VERSION_MIN, PROTO_VERSION_MAX, in->hello.version_min,
-                 in->hello.version_max);
+        snprintf(
+            text, sizeof(text),
+            "this host speaks protocol versions %d to %d, the source %u to %u: install the same "
+            "version of wander on both",
+            PROTO_VERSION_MIN, PROTO_VERSION_MAX, in->hello.version_min, in->hello.version_max);
         channel_send_text(in->channel, MESSAGE_REFUSE, text, err);
         return error_set(err, EPROTONOSUPPORT, "%s", text);
     }
@@ -98,13 +105,15 @@ static int open_channel(struct incoming *in, struct error *err)
 
 static bool name_is_valid(const char *name)
 {
-    size_t length = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
+    size_t length =
+        strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
 
     return length > 0 && name[length] == '\0' && name[0] != '.';
 }
 
 /* Everything that keeps the guest from coming here, at once. */
-static void collect_reasons(struct incoming *in, struct guest_description *d, struct reasons *reasons)
+static void collect_reasons(struct incoming *in, struct guest_description *d,
+                            struct reasons *reasons)
 {
     const struct guest_kind *kind = guest_kind_find(d->kind);
     struct transport_params params = {.lanes = 1};
@@ -115,11 +124,15 @@ static void collect_reasons(struct incoming *in, struct guest_description *d, st
     if (!kind)
         reasons_add(reasons, "this host knows no guests of the kind '%s'", d->kind);
     else if (in->options.kind[0] && strcmp(in->options.kind, d->kind))
-        reasons_add(reasons, "this receiver takes only %s guests, not %s ones (its option --guest)", in->options.kind, d->kind);
+        reasons_add(reasons, "this receiver takes only %s guests, not %s ones (its option --guest)",
+                    in->options.kind, d->kind);
     if (in->options.name[0])
         memcpy(d->name, in->options.name, sizeof(d->name));
     if (!name_is_valid(d->name))
-        reasons_add(reasons, "'%s' is no name for a guest (letters, digits, '.', '_' and '-'); use --name here", d->name);
+        reasons_add(
+            reasons,
+            "'%s' is no name for a guest (letters, digits, '.', '_' and '-'); use --name here",
+            d->name);
     else if (in->options.name_check)
         in->options.name_check(in->options.name_context, d->name, reasons);
     if (in->hello.lanes == 0)
@@ -138,9 +151,12 @@ static void collect_reasons(struct incoming *in, struct guest_description *d, st
 
 static int refuse(struct incoming *in, struct reasons *reasons, struct error *err)
 {
-    int result = channel_send_text(in->channel, MESSAGE_REFUSE, reasons->text ? reasons->text : "no memory", err);
+    int result = channel_send_text(in->channel, MESSAGE_REFUSE,
+                                   reasons->text ? reasons->text : "no memory", err);
 
-    return result ? result : error_set(err, EPERM, "refused: %s", reasons->text ? reasons->text : "no memory");
+    return result
+               ? result
+               : error_set(err, EPERM, "refused: %s", reasons->text ? reasons->text : "no memory");
 }
 
 static int make_guest(struct incoming *in, const struct guest_description *d, struct error *err)
@@ -174,7 +190,8 @@ static int make_lanes(struct incoming *in, uint16_t *port, struct error *err)
         result = transport_wrap(in->options.filter, &in->transport, err);
     for (unsigned i = 0; i < in->target.count && !result; i++) {
         const struct guest_region *region = &in->target.regions[i];
-        result = transport_open_region(in->transport, &(struct transport_region){region->id, region->host, region->size}, err);
+        result = transport_open_region(
+            in->transport, &(struct transport_region){region->id, region->host, region->size}, err);
     }
     if (!result)
         result = address_of_local(channel_socket(in->channel), in->hello.scheme, &at, err);
@@ -256,7 +273,8 @@ static int judge_guest(struct incoming *in, struct error *err)
     if (result == 0 && reasons.count)
         result = refuse(in, &reasons, err);
     else if (result == 0 && in->hello.intent == HELLO_CHECK)
-        result = channel_send(in->channel, MESSAGE_ACCEPT, body, accept_encode(&nothing, body), err);
+        result =
+            channel_send(in->channel, MESSAGE_ACCEPT, body, accept_encode(&nothing, body), err);
     else if (result == 0)
         result = accept_guest(in, &description, err);
     reasons_free(&reasons);
@@ -267,16 +285,21 @@ static int judge_guest(struct incoming *in, struct error *err)
 static int advise(struct incoming *in, const struct extents_message *m, struct error *err)
 {
     if (m->region >= in->target.count)
-        return error_set(err, EPROTO, "the source announces memory of region %u, which the guest does not have", m->region);
+        return error_set(err, EPROTO,
+                         "the source announces memory of region %u, which the guest does not have",
+                         m->region);
     const struct guest_region *region = &in->target.regions[m->region];
     for (uint32_t i = 0; i < m->count; i++) {
         const struct extent *e = &m->extents[i];
-        if (e->offset > region->size || e->length > region->size - e->offset || e->offset % GUEST_PAGE_SIZE)
-            return error_set(err, EPROTO, "the source announces memory beyond the end of region %s", region->name);
+        if (e->offset > region->size || e->length > region->size - e->offset ||
+            e->offset % GUEST_PAGE_SIZE)
+            return error_set(err, EPROTO, "the source announces memory beyond the end of region %s",
+                             region->name);
         if (in->advised == PROTO_MAX_ANNOUNCED)
             continue;
         in->advised++;
-        madvise((char *)region->host + e->offset, e->length, MADV_HUGEPAGE); /* a hint: where it fails, small pages do */
+        madvise((char *)region->host + e->offset, e->length,
+                MADV_HUGEPAGE); /* a hint: where it fails, small pages do */
     }
     return 0;
 }
@@ -364,9 +387,11 @@ static int on_load(struct incoming *in, struct error *err)
     uint8_t body[8];
 
     if (!in->is_durable)
-        return error_set(err, EPROTO, "the source wants the guest loaded without having said PREPARE");
+        return error_set(err, EPROTO,
+                         "the source wants the guest loaded without having said PREPARE");
     if (!in->state)
-        return error_set(err, EPROTO, "the source wants its device state loaded before it has sent it");
+        return error_set(err, EPROTO,
+                         "the source wants its device state loaded before it has sent it");
     int result = in->guest->ops->load(in->guest, in->state, in->state_size, &in->load_context, err);
     if (!result)
         result = ownership_move(&in->ownership, OWNERSHIP_RECEIVING, OWNERSHIP_PREPARED, err);
@@ -375,7 +400,8 @@ static int on_load(struct incoming *in, struct error *err)
     in->measurement.state_load_ns = clock_now() - started;
     /* From here on a lost channel is no longer this function's to report: PREPARED stands. */
     channel_send(in->channel, MESSAGE_PREPARED, body,
-                 timing_encode(&(struct timing_message){.ns = in->measurement.state_load_ns}, body), &(struct error){0});
+                 timing_encode(&(struct timing_message){.ns = in->measurement.state_load_ns}, body),
+                 &(struct error){0});
     return 1;
 }
 

@@ -49,7 +49,8 @@ static int sessions_folder(char *out, size_t size, struct error *err)
     } else {
         const char *home = getenv("HOME");
         if (!home || home[0] != '/')
-            return error_set(err, ENOENT, "no place for session records: set XDG_STATE_HOME or HOME");
+            return error_set(err, ENOENT,
+                             "no place for session records: set XDG_STATE_HOME or HOME");
         snprintf(out, size, "%s/.local/state/wander/sessions", home);
     }
     int result = make_folders(out);
@@ -58,8 +59,8 @@ static int sessions_folder(char *out, size_t size, struct error *err)
     return result;
 }
 
-static int record_path(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role, char *out, size_t size,
-                       struct error *err)
+static int record_path(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role, char *out,
+                       size_t size, struct error *err)
 {
     char folder[400], name[33];
     int result = sessions_folder(folder, sizeof(folder), err);
@@ -83,12 +84,14 @@ static int encode(const struct record_content *c, char out[RECORD_SIZE], struct 
     cJSON_AddStringToObject(json, "boot_id", c->boot_id);
     cJSON_AddStringToObject(json, "peer", address_format(&c->peer, peer, sizeof(peer)));
     if (c->peer_main.host[0])
-        cJSON_AddStringToObject(json, "peer_main", address_format(&c->peer_main, peer_main, sizeof(peer_main)));
+        cJSON_AddStringToObject(json, "peer_main",
+                                address_format(&c->peer_main, peer_main, sizeof(peer_main)));
     memset(out, ' ', RECORD_SIZE);
     bool printed = cJSON_PrintPreallocated(json, out, RECORD_SIZE - 8, false);
     cJSON_Delete(json);
     if (!printed)
-        return error_set(err, ENOMEM, "the session's record does not fit into %d bytes", RECORD_SIZE);
+        return error_set(err, ENOMEM, "the session's record does not fit into %d bytes",
+                         RECORD_SIZE);
     out[strlen(out)] = ' ';
     out[RECORD_SIZE - 1] = '\n';
     return 0;
@@ -102,7 +105,8 @@ static int write_record(struct record *r, const struct record_content *content, 
     if (result)
         return result;
     if (pwrite(r->file, text, sizeof(text), 0) != sizeof(text))
-        return error_set_errno(err, errno ? errno : EIO, "writing the session's record %s failed", r->path);
+        return error_set_errno(err, errno ? errno : EIO, "writing the session's record %s failed",
+                               r->path);
     r->content = *content;
     return 0;
 }
@@ -128,8 +132,8 @@ static bool read_record(int file, struct record_content *c)
     return good && c->state != OWNERSHIP_NONE;
 }
 
-/* F_WRLCK: the session's own, held for life. F_RDLCK: whether its process is gone; askers do not keep one another out, or each
- * would take the other for the living process. */
+/* F_WRLCK: the session's own, held for life. F_RDLCK: whether its process is gone; askers do not
+ * keep one another out, or each would take the other for the living process. */
 static bool lock_file(int file, short type)
 {
     struct flock lock = {.l_type = type, .l_whence = SEEK_SET};
@@ -177,8 +181,9 @@ int record_create(const struct record_content *content, struct record **out, str
         goto free_record;
     }
     boot_id_read(copy.boot_id);
-    result = lock_file(r->file, F_WRLCK) ? write_record(r, &copy, err)
-                                         : error_set_errno(err, errno, "locking the session's record %s failed", r->path);
+    result = lock_file(r->file, F_WRLCK)
+                 ? write_record(r, &copy, err)
+                 : error_set_errno(err, errno, "locking the session's record %s failed", r->path);
     if (result)
         goto remove_file;
     *out = r;
@@ -213,7 +218,8 @@ int record_make_durable(struct record *r, struct error *err)
         return result;
     int directory = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0 || fsync(r->file) || fsync(directory))
-        result = error_set_errno(err, errno, "making the session's record %s durable failed", r->path);
+        result =
+            error_set_errno(err, errno, "making the session's record %s durable failed", r->path);
     if (directory >= 0)
         close(directory);
     return result;
@@ -234,7 +240,8 @@ void record_keep(struct record *r)
     free(r);
 }
 
-/* The verdict on a record whose process is gone; several may reach it at once, and all write the same. */
+/* The verdict on a record whose process is gone; several may reach it at once, and all write the
+ * same. */
 static enum ownership_state judge_dead(int file, const char *path, const struct record_content *c)
 {
     struct record record = {.file = file, .content = *c};
@@ -264,7 +271,8 @@ static enum ownership_state judge_dead(int file, const char *path, const struct 
     }
 }
 
-enum ownership_state record_consult(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role)
+enum ownership_state record_consult(const uint8_t token[TRANSPORT_TOKEN_SIZE],
+                                    enum record_role role)
 {
     struct record_content content;
     struct error err = {0};

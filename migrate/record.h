@@ -1,10 +1,12 @@
-/* Records: what must be known of a session after the process that ran it is gone. One small file per session and role in the
- * state directory ($XDG_STATE_HOME/wander, for root /var/lib/wander when that is unset, else ~/.local/state/wander):
- * sessions/<token>.<source|destination>, one line of JSON padded to a fixed size, overwritten in place.
+/* Records: what must be known of a session after the process that ran it is gone. One small file
+ * per session and role in the state directory ($XDG_STATE_HOME/wander, for root /var/lib/wander
+ * when that is unset, else ~/.local/state/wander): sessions/<token>.<source|destination>, one line
+ * of JSON padded to a fixed size, overwritten in place.
  *
- * A write without fsync survives the death of the process; only an fsync survives the death of the host. So a record
- * carries the boot id: on the same boot its state is the truth, after another boot only what was made durable is, and
- * record_make_durable says pessimistically "from here on it may have gone further" before the guest is paused.
+ * A write without fsync survives the death of the process; only an fsync survives the death of the
+ * host. So a record carries the boot id: on the same boot its state is the truth, after another
+ * boot only what was made durable is, and record_make_durable says pessimistically "from here on it
+ * may have gone further" before the guest is paused.
  *
  * The process that runs the session holds a lock on the file: no lock, no process. */
 #ifndef MIGRATE_RECORD_H
@@ -38,16 +40,19 @@ struct record;
 int record_create(const struct record_content *content, struct record **out, struct error *err);
 /* Overwrites the state in place, no fsync: microseconds. Any thread, one at a time. */
 int record_set_state(struct record *r, enum ownership_state state, struct error *err);
-/* Marks it uncertain and makes that durable (fsync of file and directory): milliseconds, before the pause. */
+/* Marks it uncertain and makes that durable (fsync of file and directory): milliseconds, before the
+ * pause. */
 int record_make_durable(struct record *r, struct error *err);
 /* Removes the file and frees `r`. NULL is fine. */
 void record_remove(struct record *r);
 /* Frees `r` but keeps file and lock for as long as this process lives. NULL is fine. */
 void record_keep(struct record *r);
 
-/* What became of a session according to the record of `role` on this host: the state; STARTING or STARTED of a dead
- * process is OWNERSHIP_STARTED_DEAD; a RECEIVING or PREPARED one whose process is dead and cannot have started it is recorded as ABORTED here
- * and now; no record, or one that another boot makes untrustworthy, is OWNERSHIP_UNKNOWN. */
-enum ownership_state record_consult(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role);
+/* What became of a session according to the record of `role` on this host: the state; STARTING or
+ * STARTED of a dead process is OWNERSHIP_STARTED_DEAD; a RECEIVING or PREPARED one whose process is
+ * dead and cannot have started it is recorded as ABORTED here and now; no record, or one that
+ * another boot makes untrustworthy, is OWNERSHIP_UNKNOWN. */
+enum ownership_state record_consult(const uint8_t token[TRANSPORT_TOKEN_SIZE],
+                                    enum record_role role);
 
 #endif

@@ -27,7 +27,8 @@ static int answer_query(struct responder *r, int socket, uint64_t deadline, stru
     struct answer answer = {.state = ownership_get(r->config.ownership)};
     uint8_t body[8];
 
-    return exchange_write(socket, MESSAGE_ANSWER, body, answer_encode(&answer, body), deadline, err);
+    return exchange_write(socket, MESSAGE_ANSWER, body, answer_encode(&answer, body), deadline,
+                          err);
 }
 
 /* Takes ownership of `socket`. */
@@ -40,7 +41,8 @@ static void serve(struct responder *r, int socket)
     int result = exchange_read(socket, &m, deadline, r->stop_event, &err);
 
     if (!result)
-        result = m.type == MESSAGE_HELLO ? hello_decode(&m, &hello, &err) : message_unexpected(&m, "HELLO", &err);
+        result = m.type == MESSAGE_HELLO ? hello_decode(&m, &hello, &err)
+                                         : message_unexpected(&m, "HELLO", &err);
     message_free(&m);
     if (!result && memcmp(hello.token, r->config.token, sizeof(hello.token)))
         result = error_set(&err, EACCES, "that is not the session here");
@@ -54,7 +56,8 @@ static void serve(struct responder *r, int socket)
     }
     if (result) {
         log_line(LOG_INFO, "session port: %s", err.text);
-        exchange_write(socket, MESSAGE_ERROR, err.text, strlen(err.text), deadline, &(struct error){0});
+        exchange_write(socket, MESSAGE_ERROR, err.text, strlen(err.text), deadline,
+                       &(struct error){0});
     }
     close(socket);
 }
@@ -65,7 +68,8 @@ static void *responder_thread(void *argument)
 
     pthread_setname_np(pthread_self(), "session-port");
     for (;;) {
-        struct pollfd wait[2] = {{.fd = r->listener, .events = POLLIN}, {.fd = r->stop_event, .events = POLLIN}};
+        struct pollfd wait[2] = {{.fd = r->listener, .events = POLLIN},
+                                 {.fd = r->stop_event, .events = POLLIN}};
         struct error err = {0};
         poll(wait, 2, -1);
         if (wait[1].revents)
@@ -78,8 +82,8 @@ static void *responder_thread(void *argument)
     }
 }
 
-int responder_start(int control_socket, const struct responder_config *config, struct responder **out,
-                    struct error *err)
+int responder_start(int control_socket, const struct responder_config *config,
+                    struct responder **out, struct error *err)
 {
     struct responder *r = calloc(1, sizeof(*r));
     struct address at;

@@ -21,7 +21,8 @@ static const uint64_t FENCE_BYTES = 64ull << 20;
 struct region_state {
     struct guest_region region;
     struct extent_list present;
-    uint64_t *placed; /* a bit per page: not zero at the destination, maybe. Mapped lazily, so holes cost nothing */
+    uint64_t *placed; /* a bit per page: not zero at the destination, maybe. Mapped lazily, so holes
+                         cost nothing */
     size_t placed_size;
 };
 
@@ -48,9 +49,11 @@ static int map_placed(struct region_state *state, struct error *err)
     size_t words = (state->region.size / GUEST_PAGE_SIZE + 63) / 64;
 
     state->placed_size = words * sizeof(uint64_t);
-    void *map = mmap(NULL, state->placed_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *map = mmap(NULL, state->placed_size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
-        return error_set_errno(err, errno, "no memory for the page bitmap of region %s", state->region.name);
+        return error_set_errno(err, errno, "no memory for the page bitmap of region %s",
+                               state->region.name);
     state->placed = map;
     return 0;
 }
@@ -72,7 +75,8 @@ int rounds_new(const struct rounds_config *config, struct rounds **out, struct e
         r->regions[i].region = regions[i];
         result = map_placed(&r->regions[i], err);
         if (!result)
-            result = config->guest->ops->present(config->guest, regions[i].id, &r->regions[i].present, err);
+            result = config->guest->ops->present(config->guest, regions[i].id,
+                                                 &r->regions[i].present, err);
     }
     if (result) {
         rounds_free(r);
@@ -129,8 +133,11 @@ static int check_stall(struct rounds *r, struct error *err)
     if (r->config.max_bandwidth)
         limit_s += 2 * TRANSPORT_MAX_TRANSFER / r->config.max_bandwidth;
     if (now - r->last_completion > limit_s * NS_PER_S)
-        return error_set(err, ETIMEDOUT, "the lanes have moved nothing for %llu s although the control channel is alive; "
-                         "see whether the path between the hosts drops large packets (MTU)", (unsigned long long)limit_s);
+        return error_set(
+            err, ETIMEDOUT,
+            "the lanes have moved nothing for %llu s although the control channel is alive; "
+            "see whether the path between the hosts drops large packets (MTU)",
+            (unsigned long long)limit_s);
     return 0;
 }
 
@@ -162,7 +169,8 @@ static int reap(struct rounds *r, int timeout_ms, struct error *err)
     return r->config.interrupted(r->config.context, err);
 }
 
-static int post_all(struct rounds *r, const struct transfer *transfers, unsigned count, struct error *err)
+static int post_all(struct rounds *r, const struct transfer *transfers, unsigned count,
+                    struct error *err)
 {
     while (count > 0) {
         int taken = transport_post(r->config.transport, transfers, count, err);
@@ -196,7 +204,8 @@ static int flush_blob(struct rounds *r, struct error *err)
     return post_all(r, &transfer, 1, err);
 }
 
-static int add_zero_run(struct rounds *r, uint32_t region, uint64_t page, uint32_t pages, struct error *err)
+static int add_zero_run(struct rounds *r, uint32_t region, uint64_t page, uint32_t pages,
+                        struct error *err)
 {
     int result = 0;
 
@@ -219,7 +228,8 @@ static int post_fence(struct rounds *r, struct error *err)
     int result = flush_blob(r, err);
 
     r->next_fence += !result;
-    while (!result && (result = transport_fence(r->config.transport, r->next_fence, err)) == -EAGAIN) {
+    while (!result &&
+           (result = transport_fence(r->config.transport, r->next_fence, err)) == -EAGAIN) {
         error_clear(err);
         result = reap(r, REAP_MS, err);
     }
@@ -237,7 +247,8 @@ static void set_bit(uint64_t *bits, uint64_t i)
     bits[i / 64] |= 1ull << (i % 64);
 }
 
-/* Sorts the pages of a chunk that are set in `bits`: zero ones that matter into the blob, the others into runs. */
+/* Sorts the pages of a chunk that are set in `bits`: zero ones that matter into the blob, the
+ * others into runs. */
 static int send_chunk(struct rounds *r, struct region_state *state, uint64_t chunk,
                       const uint64_t bits[TRACKER_WORDS_PER_CHUNK], struct error *err)
 {
@@ -262,7 +273,9 @@ static int send_chunk(struct rounds *r, struct region_state *state, uint64_t chu
         if (page_is_zero(page)) {
             in_run = false;
             r->counts.zero_pages++;
-            int result = get_bit(state->placed, first + i) ? add_zero_run(r, state->region.id, first + i, 1, err) : 0;
+            int result = get_bit(state->placed, first + i)
+                             ? add_zero_run(r, state->region.id, first + i, 1, err)
+                             : 0;
             if (result)
                 return result;
             continue;
@@ -303,10 +316,12 @@ static void begin_round(struct rounds *r)
 }
 
 /* The bits of `extent` that fall into `chunk`, ORed into `bits`. */
-static void extent_bits(const struct extent *extent, uint64_t chunk, uint64_t bits[TRACKER_WORDS_PER_CHUNK])
+static void extent_bits(const struct extent *extent, uint64_t chunk,
+                        uint64_t bits[TRACKER_WORDS_PER_CHUNK])
 {
     uint64_t first = chunk * GUEST_CHUNK_PAGES, last = first + GUEST_CHUNK_PAGES;
-    uint64_t from = extent->offset / GUEST_PAGE_SIZE, to = (extent->offset + extent->length) / GUEST_PAGE_SIZE;
+    uint64_t from = extent->offset / GUEST_PAGE_SIZE,
+             to = (extent->offset + extent->length) / GUEST_PAGE_SIZE;
 
     from = from > first ? from : first;
     to = to < last ? to : last;
@@ -330,7 +345,8 @@ static int send_region_present(struct rounds *r, struct region_state *state, str
             continue;
         }
         /* Neighbours that share the chunk go with it. */
-        for (size_t i = at; i < list->count && list->extents[i].offset < (chunk + 1) * GUEST_CHUNK_SIZE; i++)
+        for (size_t i = at;
+             i < list->count && list->extents[i].offset < (chunk + 1) * GUEST_CHUNK_SIZE; i++)
             extent_bits(&list->extents[i], chunk, bits);
         int result = send_chunk(r, state, chunk, bits, err);
         if (result)
@@ -351,8 +367,8 @@ int rounds_send_present(struct rounds *r, struct error *err)
 }
 
 /* Leaves out the pages that are dirty again already: they come with the next collect. */
-static int skip_again_dirty(struct rounds *r, uint32_t region, uint64_t chunk, uint64_t bits[TRACKER_WORDS_PER_CHUNK],
-                            struct error *err)
+static int skip_again_dirty(struct rounds *r, uint32_t region, uint64_t chunk,
+                            uint64_t bits[TRACKER_WORDS_PER_CHUNK], struct error *err)
 {
     uint64_t again[TRACKER_WORDS_PER_CHUNK] = {0};
     const struct tracker_ops *ops = r->config.tracker->ops;
@@ -367,7 +383,8 @@ static int skip_again_dirty(struct rounds *r, uint32_t region, uint64_t chunk, u
     return result;
 }
 
-static int send_region_dirty(struct rounds *r, struct region_state *state, bool paused, struct error *err)
+static int send_region_dirty(struct rounds *r, struct region_state *state, bool paused,
+                             struct error *err)
 {
     struct tracker *tracker = r->config.tracker;
     uint64_t page = 0;

@@ -1,8 +1,9 @@
-/* Rounds: the way of pages from the tracker to the lanes. One pass over what is dirty, chunk by chunk: taken from the
- * tracker, zero pages sifted out, adjacent pages joined into runs, posted, fenced. Nothing here allocates per page.
+/* Rounds: the way of pages from the tracker to the lanes. One pass over what is dirty, chunk by
+ * chunk: taken from the tracker, zero pages sifted out, adjacent pages joined into runs, posted,
+ * fenced. Nothing here allocates per page.
  *
- * A page is posted at most once a round, and a round ends with a completed fence: so contract line 3 of the transport (no
- * page again before a fence that covers it) holds by construction. */
+ * A page is posted at most once a round, and a round ends with a completed fence: so contract line
+ * 3 of the transport (no page again before a fence that covers it) holds by construction. */
 #ifndef MIGRATE_ROUNDS_H
 #define MIGRATE_ROUNDS_H
 
@@ -16,7 +17,8 @@ struct rounds_config {
     struct guest *guest;
     struct tracker *tracker;
     struct transport *transport;
-    uint64_t max_bandwidth; /* bytes/s that the transport is held to, 0: none: how long a chunk may take */
+    uint64_t max_bandwidth; /* bytes/s that the transport is held to, 0: none: how long a chunk may
+                               take */
     /* Asked between chunks and while waiting: not 0 ends the round with that -errno and text. */
     int (*interrupted)(void *context, struct error *err);
     void (*progress)(void *context); /* called about every 20 ms from within a round */
@@ -37,7 +39,8 @@ uint64_t rounds_present_bytes(const struct rounds *r);
 
 /* Sends every present page that is not zero; the guest may run. Returns with everything fenced. */
 int rounds_send_present(struct rounds *r, struct error *err);
-/* Sends what the tracker's last collect found; `paused`: the guest is stopped, so no page is left out for being dirty again. */
+/* Sends what the tracker's last collect found; `paused`: the guest is stopped, so no page is left
+ * out for being dirty again. */
 int rounds_send_dirty(struct rounds *r, bool paused, struct error *err);
 
 const struct round_counts *rounds_counts(const struct rounds *r);

@@ -40,7 +40,7 @@ struct migration {
     struct migration_status status; /* under lock */
     struct resolve_request resolve; /* under lock */
     uint64_t eta_at;                /* under lock: when status.eta_ns was right */
-    bool reportable;                /* under lock: `measurement` is complete and no longer changes */
+    bool reportable; /* under lock: `measurement` is complete and no longer changes */
 
     /* The session thread's own. */
     uint8_t token[TRANSPORT_TOKEN_SIZE];
@@ -53,20 +53,21 @@ struct migration {
     struct ownership ownership;
     struct record *record;
     struct responder *responder;
-    bool clock_shared; /* the destination is on this very host */
+    bool clock_shared;           /* the destination is on this very host */
     struct address session_peer; /* the destination's session port */
     struct guest_state state;
-    bool guest_paused;           /* by us */
-    bool destination_settled;    /* it has given the guest up and said so */
+    bool guest_paused;        /* by us */
+    bool destination_settled; /* it has given the guest up and said so */
     struct measurement measurement;
     struct policy_round history[SOURCE_HISTORY];
     size_t history_count;
-    uint64_t collected_at;   /* clock of the last collect */
-    uint64_t paused_at;      /* the switchover's milestones: before the pause, */
-    uint64_t saved_at;       /* the state is saved, */
-    uint64_t prepared_at;    /* the destination is PREPARED and compared */
-    uint64_t dirty_pages;    /* found by the last collect */
-    uint64_t state_bytes, fixed_ns, pause_delay_ns; /* what the policy reckons with, measured where it could be */
+    uint64_t collected_at; /* clock of the last collect */
+    uint64_t paused_at;    /* the switchover's milestones: before the pause, */
+    uint64_t saved_at;     /* the state is saved, */
+    uint64_t prepared_at;  /* the destination is PREPARED and compared */
+    uint64_t dirty_pages;  /* found by the last collect */
+    uint64_t state_bytes, fixed_ns,
+        pause_delay_ns; /* what the policy reckons with, measured where it could be */
     unsigned throttle;
 };
 
@@ -77,8 +78,8 @@ void source_notify(struct migration *m, bool now);
 
 /* -ECANCELED once cancelled, the channel's error once it is lost. */
 int source_interrupted(void *migration, struct error *err);
-/* Waits for the next message of type `wanted`; anything else is an error (see message_unexpected). `cancellable`: a cancel ends
- * the wait. */
+/* Waits for the next message of type `wanted`; anything else is an error (see message_unexpected).
+ * `cancellable`: a cancel ends the wait. */
 int source_receive(struct migration *m, enum message_type wanted, int timeout_ms, bool cancellable,
                    struct message *out, struct error *err);
 
@@ -88,21 +89,24 @@ void source_note_totals(struct migration *m);
 int source_greet(struct migration *m, struct error *err);
 int source_precopy(struct migration *m, struct error *err);
 
-/* 0: the destination is PREPARED. 1: more was dirty than foretold; the guest runs again, what was collected awaits the next
- * round. -errno: the guest is paused. */
-int source_switch_over(struct migration *m, const struct policy_decision *decision, struct error *err);
+/* 0: the destination is PREPARED. 1: more was dirty than foretold; the guest runs again, what was
+ * collected awaits the next round. -errno: the guest is paused. */
+int source_switch_over(struct migration *m, const struct policy_decision *decision,
+                       struct error *err);
 struct policy_input source_policy_input(struct migration *m);
 
 /* Adds a round to history and measurement, after its collect. */
 int source_collect(struct migration *m, struct error *err);
-int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_before, bool paused, struct error *err);
+int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_before, bool paused,
+                        struct error *err);
 
-/* From PREPARED to an end that is certain: 0 the guest runs at the destination; -ECONNABORTED it does not, and we are OWNER
- * again. Returns from doubt only when resolved. */
+/* From PREPARED to an end that is certain: 0 the guest runs at the destination; -ECONNABORTED it
+ * does not, and we are OWNER again. Returns from doubt only when resolved. */
 int source_commit(struct migration *m, struct error *err);
 /* After the commit: the destination's half of the measurement, if it comes. */
 void source_await_report(struct migration *m);
-/* Gives up before COMMITTING: tells the destination, over a new connection if need be. Best effort, bounded. */
+/* Gives up before COMMITTING: tells the destination, over a new connection if need be. Best effort,
+ * bounded. */
 void source_tell_abort(struct migration *m, const char *why);
 
 #endif

@@ -1,5 +1,5 @@
-/* PREPARED and after. A time-out never ends it: COMMIT, ABORT, the source's own word that it has kept the guest, or the
- * operator does. */
+/* PREPARED and after. A time-out never ends it: COMMIT, ABORT, the source's own word that it has
+ * kept the guest, or the operator does. */
 #include "migrate/destination.h"
 
 #include <errno.h>
@@ -16,7 +16,8 @@
 
 enum { ASK_EVERY_MS = 1000, ASK_MS = 1500, SEE_OFF_MS = 10000, GAP_MS = 500 };
 
-/* -ECONNABORTED: it cannot be started, and that is recorded. Other errors: nothing is decided, and it may be tried again. */
+/* -ECONNABORTED: it cannot be started, and that is recorded. Other errors: nothing is decided, and
+ * it may be tried again. */
 static int start_guest(struct incoming *in, struct error *err)
 {
     uint64_t started = clock_now();
@@ -31,7 +32,9 @@ static int start_guest(struct incoming *in, struct error *err)
         return result;
     if (in->guest->ops->resume(in->guest, &local)) {
         result = ownership_move(&in->ownership, OWNERSHIP_STARTING, OWNERSHIP_ABORTED, err);
-        return result ? result : error_set(err, ECONNABORTED, "the guest could not be started: %s", local.text);
+        return result
+                   ? result
+                   : error_set(err, ECONNABORTED, "the guest could not be started: %s", local.text);
     }
     in->measurement.resume_ns = clock_now() - started;
     if (ownership_move(&in->ownership, OWNERSHIP_STARTING, OWNERSHIP_STARTED, &local))
@@ -45,7 +48,8 @@ static void say_running(struct incoming *in)
 
     if (in->channel)
         channel_send(in->channel, MESSAGE_RUNNING, body,
-                     timing_encode(&(struct timing_message){.ns = in->measurement.resume_ns}, body), &(struct error){0});
+                     timing_encode(&(struct timing_message){.ns = in->measurement.resume_ns}, body),
+                     &(struct error){0});
 }
 
 static void say_aborted(struct incoming *in, const char *why)
@@ -56,7 +60,8 @@ static void say_aborted(struct incoming *in, const char *why)
 
 static int abort_guest(struct incoming *in, const char *why, struct error *err)
 {
-    enum ownership_state now = ownership_get(&in->ownership); /* STARTING, when a start failed and that was not recorded */
+    enum ownership_state now =
+        ownership_get(&in->ownership); /* STARTING, when a start failed and that was not recorded */
     int result = ownership_move(&in->ownership, now, OWNERSHIP_ABORTED, err);
 
     if (result)
@@ -76,19 +81,22 @@ static int on_verify(struct incoming *in, const struct message *m, struct error 
         return result;
     hashes = malloc(request.count * sizeof(*hashes));
     body = malloc(request.count * sizeof(*hashes));
-    result = hashes && body ? verify_hash(in->guest, &request, hashes, err) : error_set(err, ENOMEM, "no memory for hashes");
+    result = hashes && body ? verify_hash(in->guest, &request, hashes, err)
+                            : error_set(err, ENOMEM, "no memory for hashes");
     if (!result) {
         struct wire_writer w = wire_writer(body, request.count * sizeof(*hashes));
         for (uint32_t i = 0; i < request.count; i++)
             wire_put_u64(&w, hashes[i]);
-        result = channel_send(in->channel, MESSAGE_HASHES, body, request.count * sizeof(*hashes), err);
+        result =
+            channel_send(in->channel, MESSAGE_HASHES, body, request.count * sizeof(*hashes), err);
     }
     free(hashes);
     free(body);
     return result;
 }
 
-/* What could not be recorded has not happened: the guest stays prepared, and whoever wanted it says so again. */
+/* What could not be recorded has not happened: the guest stays prepared, and whoever wanted it says
+ * so again. */
 static int if_recorded(int result, struct error *err)
 {
     if (result == 0 || result == -ECONNABORTED)
@@ -142,11 +150,15 @@ static void drop_channel(struct incoming *in)
     pthread_mutex_lock(&in->lock);
     in->status.source_silent = true;
     pthread_mutex_unlock(&in->lock);
-    destination_say(in, "the connection to the source is lost; the guest stays paused until its fate is known. "
-                    "If the source does not come back: wander resolve %s --resume (or --destroy)", in->status.session);
+    destination_say(
+        in,
+        "the connection to the source is lost; the guest stays paused until its fate is known. "
+        "If the source does not come back: wander resolve %s --resume (or --destroy)",
+        in->status.session);
 }
 
-/* Takes over a connection that the source has made anew. The lanes of the old epoch are dead before it is answered. */
+/* Takes over a connection that the source has made anew. The lanes of the old epoch are dead before
+ * it is answered. */
 static void adopt_pending(struct incoming *in)
 {
     struct error err = {0};
@@ -160,7 +172,8 @@ static void adopt_pending(struct incoming *in)
     if (socket < 0)
         return;
     if (epoch <= in->epoch) {
-        log_line(LOG_WARNING, "a connection of the old epoch %u came back and was turned away", epoch);
+        log_line(LOG_WARNING, "a connection of the old epoch %u came back and was turned away",
+                 epoch);
         close(socket);
         return;
     }
@@ -189,15 +202,18 @@ static enum ownership_state ask_source(struct incoming *in)
     return state;
 }
 
-static int start_by_operator(struct incoming *in, enum ownership_state there, bool force, char *text, size_t size,
-                             struct error *err)
+static int start_by_operator(struct incoming *in, enum ownership_state there, bool force,
+                             char *text, size_t size, struct error *err)
 {
     if (there == OWNERSHIP_OWNER) {
-        snprintf(text, size, "the guest runs at the source: it cannot be resumed here. Use --destroy");
+        snprintf(text, size,
+                 "the guest runs at the source: it cannot be resumed here. Use --destroy");
         return -EBUSY;
     }
     if (there != OWNERSHIP_COMMITTING && there != OWNERSHIP_RELEASED && !force) {
-        snprintf(text, size, "the source does not answer for this session. If you are certain that the guest does not run "
+        snprintf(text, size,
+                 "the source does not answer for this session. If you are certain that the guest "
+                 "does not run "
                  "there, repeat with --force; if you are wrong, two copies will run");
         return -EBUSY;
     }
@@ -206,16 +222,20 @@ static int start_by_operator(struct incoming *in, enum ownership_state there, bo
     return result;
 }
 
-static int abort_by_operator(struct incoming *in, enum ownership_state there, bool force, char *text, size_t size,
-                             struct error *err)
+static int abort_by_operator(struct incoming *in, enum ownership_state there, bool force,
+                             char *text, size_t size, struct error *err)
 {
     if (there == OWNERSHIP_RELEASED && !force) {
-        snprintf(text, size, "the source has let the guest go: this is the only copy. Use --resume, or --destroy --force to "
+        snprintf(text, size,
+                 "the source has let the guest go: this is the only copy. Use --resume, or "
+                 "--destroy --force to "
                  "lose it");
         return -EBUSY;
     }
     if (there != OWNERSHIP_OWNER && there != OWNERSHIP_COMMITTING && !force) {
-        snprintf(text, size, "the source does not answer for this session. If you are certain that it still has the guest, or "
+        snprintf(text, size,
+                 "the source does not answer for this session. If you are certain that it still "
+                 "has the guest, or "
                  "want it gone, repeat with --force; if the source is dead, the guest is lost");
         return -EBUSY;
     }
@@ -263,7 +283,8 @@ static void answer_late(const struct resolve_request *late, bool started)
 
     if (late->waiting)
         late->done(late->context, wanted ? 0 : -EALREADY,
-                   started ? "settled meanwhile: the guest runs here" : "settled meanwhile: the copy here is gone");
+                   started ? "settled meanwhile: the guest runs here"
+                           : "settled meanwhile: the copy here is gone");
 }
 
 static int drain_channel(struct incoming *in, struct error *err)
@@ -343,7 +364,8 @@ static void send_report(struct incoming *in)
     in->measurement.known = true;
     in->measurement.running_at_us = in->guest->ops->resumed_at(in->guest) / NS_PER_US;
     in->measurement.cpu_ns = clock_process_cpu() - in->cpu_before;
-    in->measurement.resident_growth_bytes = resident > in->resident_before ? resident - in->resident_before : 0;
+    in->measurement.resident_growth_bytes =
+        resident > in->resident_before ? resident - in->resident_before : 0;
     char *text = destination_measurement_encode(&in->measurement);
     if (text && in->channel)
         channel_send_text(in->channel, MESSAGE_REPORT, text, &(struct error){0});
@@ -368,7 +390,8 @@ void destination_see_off(struct incoming *in)
         else if (got == 0 && !in->channel && ask_source(in) == OWNERSHIP_RELEASED)
             released = true;
         else if (got == 0)
-            wakeup_wait(&in->wakeup, &seen, in->channel ? deadline : clock_now() + ASK_EVERY_MS * NS_PER_MS);
+            wakeup_wait(&in->wakeup, &seen,
+                        in->channel ? deadline : clock_now() + ASK_EVERY_MS * NS_PER_MS);
         message_free(&m);
         if (in->channel && !released)
             deadline = clock_now() + SEE_OFF_MS * NS_PER_MS;

@@ -17,7 +17,8 @@ static int pause_guest(struct migration *m, struct error *err)
     return result;
 }
 
-/* State first and the last collect after it: whatever saving the state wrote into RAM is sent as well. */
+/* State first and the last collect after it: whatever saving the state wrote into RAM is sent as
+ * well. */
 static int save_state(struct migration *m, struct error *err)
 {
     uint64_t started = clock_now();
@@ -28,8 +29,10 @@ static int save_state(struct migration *m, struct error *err)
     m->measurement.downtime.state_save = m->saved_at - started;
     m->measurement.state_bytes = m->state_bytes = m->state.size;
     if (!result && m->state.size > GUEST_MAX_STATE)
-        result = error_set(err, EFBIG, "the guest's device state has %zu bytes, more than the %d that are possible",
-                           m->state.size, GUEST_MAX_STATE);
+        result =
+            error_set(err, EFBIG,
+                      "the guest's device state has %zu bytes, more than the %d that are possible",
+                      m->state.size, GUEST_MAX_STATE);
     return result;
 }
 
@@ -113,7 +116,8 @@ static int receive_hashes(void *migration, uint64_t *out, uint32_t count, struct
     for (uint32_t i = 0; i < count; i++)
         out[i] = wire_get_u64(&r);
     if (!wire_reader_done(&r))
-        result = error_set(err, EPROTO, "the destination sent %u bytes of hashes where %u hashes were asked for",
+        result = error_set(err, EPROTO,
+                           "the destination sent %u bytes of hashes where %u hashes were asked for",
                            reply.size, count);
     message_free(&reply);
     return result;
@@ -133,7 +137,8 @@ static int verify(struct migration *m, struct error *err)
     return result;
 }
 
-int source_switch_over(struct migration *m, const struct policy_decision *decision, struct error *err)
+int source_switch_over(struct migration *m, const struct policy_decision *decision,
+                       struct error *err)
 {
     struct measurement *out = &m->measurement;
 
@@ -149,7 +154,8 @@ int source_switch_over(struct migration *m, const struct policy_decision *decisi
     struct policy_input input = source_policy_input(m);
     uint64_t bytes = m->dirty_pages * GUEST_PAGE_SIZE;
     uint64_t predicted = policy_predict_downtime(&input, bytes);
-    bool fits = bytes <= decision->predicted_last_bytes && predicted <= m->options.limits.downtime_ns;
+    bool fits =
+        bytes <= decision->predicted_last_bytes && predicted <= m->options.limits.downtime_ns;
     if (!fits && !decision->forced)
         return resume_for_another_round(m, err);
     out->forced = decision->forced;

@@ -16,20 +16,23 @@ struct comparison {
     char named[256]; /* the first pages that differ */
 };
 
-int verify_hash(struct guest *guest, const struct verify_message *request, uint64_t *out, struct error *err)
+int verify_hash(struct guest *guest, const struct verify_message *request, uint64_t *out,
+                struct error *err)
 {
     const struct guest_region *regions;
     unsigned count = guest->ops->regions(guest, &regions);
 
     if (request->region >= count)
-        return error_set(err, EPROTO, "asked to verify region %u, but the guest has %u", request->region, count);
+        return error_set(err, EPROTO, "asked to verify region %u, but the guest has %u",
+                         request->region, count);
     const struct guest_region *region = &regions[request->region];
     uint64_t units = (region->size + request->unit - 1) / request->unit;
     if (request->first >= units || request->count > units - request->first)
         return error_set(err, EPROTO, "asked to verify beyond the end of region %s", region->name);
     for (uint32_t i = 0; i < request->count; i++) {
         uint64_t offset = (request->first + i) * request->unit, left = region->size - offset;
-        out[i] = XXH3_64bits((const char *)region->host + offset, left < request->unit ? left : request->unit);
+        out[i] = XXH3_64bits((const char *)region->host + offset,
+                             left < request->unit ? left : request->unit);
     }
     return 0;
 }
@@ -50,11 +53,12 @@ static void name_page(struct comparison *c, const struct guest_region *region, u
 
     c->bad_pages++;
     if (c->bad_pages <= PAGES_NAMED)
-        snprintf(c->named + used, sizeof(c->named) - used, "%s%s+0x%llx", used ? ", " : "", region->name,
-                 (unsigned long long)(page * GUEST_PAGE_SIZE));
+        snprintf(c->named + used, sizeof(c->named) - used, "%s%s+0x%llx", used ? ", " : "",
+                 region->name, (unsigned long long)(page * GUEST_PAGE_SIZE));
 }
 
-static int name_pages(struct comparison *c, const struct guest_region *region, uint64_t chunk, struct error *err)
+static int name_pages(struct comparison *c, const struct guest_region *region, uint64_t chunk,
+                      struct error *err)
 {
     uint64_t pages = region->size / GUEST_PAGE_SIZE - chunk * GUEST_CHUNK_PAGES;
     struct verify_message request = {
@@ -71,8 +75,8 @@ static int name_pages(struct comparison *c, const struct guest_region *region, u
     return result;
 }
 
-static int compare_chunks(struct comparison *c, const struct guest_region *region, uint64_t first, uint64_t count,
-                          struct error *err)
+static int compare_chunks(struct comparison *c, const struct guest_region *region, uint64_t first,
+                          uint64_t count, struct error *err)
 {
     uint64_t bad[PAGES_NAMED];
     unsigned bad_count = 0;
@@ -106,7 +110,8 @@ static int compare_chunks(struct comparison *c, const struct guest_region *regio
     return 0;
 }
 
-static int compare_region(struct comparison *c, const struct guest_region *region, struct error *err)
+static int compare_region(struct comparison *c, const struct guest_region *region,
+                          struct error *err)
 {
     struct extent_list present = {0};
     int result = c->guest->ops->present(c->guest, region->id, &present, err);
@@ -114,7 +119,8 @@ static int compare_region(struct comparison *c, const struct guest_region *regio
 
     for (size_t i = 0; i < present.count && !result; i++) {
         uint64_t first = present.extents[i].offset / GUEST_CHUNK_SIZE;
-        uint64_t end = (present.extents[i].offset + present.extents[i].length - 1) / GUEST_CHUNK_SIZE + 1;
+        uint64_t end =
+            (present.extents[i].offset + present.extents[i].length - 1) / GUEST_CHUNK_SIZE + 1;
         first = first > next ? first : next;
         if (first < end)
             result = compare_chunks(c, region, first, end - first, err);
@@ -124,7 +130,8 @@ static int compare_region(struct comparison *c, const struct guest_region *regio
     return result;
 }
 
-int verify_compare(struct guest *guest, const struct verify_peer *peer, uint64_t *chunks, struct error *err)
+int verify_compare(struct guest *guest, const struct verify_peer *peer, uint64_t *chunks,
+                   struct error *err)
 {
     struct comparison c = {.guest = guest, .peer = peer};
     const struct guest_region *regions;
@@ -135,8 +142,11 @@ int verify_compare(struct guest *guest, const struct verify_peer *peer, uint64_t
         result = compare_region(&c, &regions[i], err);
     *chunks = c.chunks;
     if (!result && c.bad_chunks)
-        result = error_set(err, EBADMSG, "verification failed: %llu of %llu chunks differ at the destination, among "
-                           "them page%s %s%s", (unsigned long long)c.bad_chunks, (unsigned long long)c.chunks,
-                           c.bad_pages == 1 ? "" : "s", c.named, c.bad_pages > PAGES_NAMED ? ", …" : "");
+        result =
+            error_set(err, EBADMSG,
+                      "verification failed: %llu of %llu chunks differ at the destination, among "
+                      "them page%s %s%s",
+                      (unsigned long long)c.bad_chunks, (unsigned long long)c.chunks,
+                      c.bad_pages == 1 ? "" : "s", c.named, c.bad_pages > PAGES_NAMED ? ", …" : "");
     return result;
 }

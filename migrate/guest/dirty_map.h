@@ -15,8 +15,8 @@ struct dirty_chunk {
 };
 
 struct dirty_map {
-    struct dirty_chunk
-        *chunks; /* sorted; owned. Chunks whose bits were all taken stay until the next clear */
+    /* sorted; owned. Chunks whose bits were all taken stay until the next clear */
+    struct dirty_chunk *chunks;
     size_t count, capacity;
     size_t cursor; /* where the newest find ended: finds go upwards */
 };

@@ -1,8 +1,8 @@
-/* The guest interface: where RAM, dirty pages and device state come from and go to. The engine knows guests
- * only through these tables.
+/* The guest interface: where RAM, dirty pages and device state come from and go to. The engine
+ * knows guests only through these tables.
  *
- * A guest runs its vCPUs in threads (or processes) of its own. Calls come from one thread at a time, the
- * session's, except where a member says "any thread". */
+ * A guest runs its vCPUs in threads (or processes) of its own. Calls come from one thread at a
+ * time, the session's, except where a member says "any thread". */
 #ifndef MIGRATE_GUEST_GUEST_H
 #define MIGRATE_GUEST_GUEST_H
 
@@ -48,7 +48,8 @@ struct extent_list {
     size_t count, capacity;
 };
 
-int extent_list_add(struct extent_list *list, uint64_t offset, uint64_t length); /* merges with the last; -ENOMEM */
+/* Behind all that are there; merges with the last where they touch. -ENOMEM. */
+int extent_list_add(struct extent_list *list, uint64_t offset, uint64_t length);
 uint64_t extent_list_bytes(const struct extent_list *list);
 void extent_list_free(struct extent_list *list); /* leaves an empty list */
 
@@ -58,11 +59,13 @@ struct guest_state {
     size_t size, capacity;
 };
 
-int guest_state_append(struct guest_state *state, const void *bytes, size_t size); /* -ENOMEM, -EFBIG */
+/* -ENOMEM, -EFBIG */
+int guest_state_append(struct guest_state *state, const void *bytes, size_t size);
 void guest_state_free(struct guest_state *state);
 
-/* What a destination must know to accept a guest. `platform` belongs to the kind: an encoding of its own with
- * its own version number first (CPUID, XCR0, XSAVE size, TSC, MSRs, devices, workload). */
+/* What a destination must know to accept a guest. `platform` belongs to the kind: an encoding of
+ * its own with its own version number first (CPUID, XCR0, XSAVE size, TSC, MSRs, devices,
+ * workload). */
 struct guest_description {
     char kind[GUEST_KIND_SIZE]; /* "lab", "synthetic" */
     char name[GUEST_NAME_SIZE];
@@ -85,14 +88,16 @@ struct reasons {
     unsigned count;
 };
 
-void reasons_add(struct reasons *reasons, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void reasons_add(struct reasons *reasons, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 void reasons_free(struct reasons *reasons);
 
 /* The workload's own account, as far as the guest keeps one. */
 struct guest_workload {
     uint64_t pages_written; /* since the guest was first started */
     uint64_t moves;         /* migrations this guest has seen */
-    uint64_t gap_ns;        /* the pause that spans the newest move, measured by the guest; 0: not known yet */
+    /* the pause that spans the newest move, measured by the guest; 0: not known yet */
+    uint64_t gap_ns;
     char gap_clock[24];     /* which clock measured it: "vmm-port", "tsc", "monotonic" */
     uint64_t checks;        /* self-checks completed */
     uint64_t check_moves;   /* value of `moves` at the newest self-check */
@@ -101,8 +106,8 @@ struct guest_workload {
     uint64_t rate;          /* pages written per second over the last second or so */
 };
 
-/* How the guest's clocks must be set when it goes on: CLOCK_MONOTONIC of the destination minus that of the
- * source, ns, measured over the control channel; 0 on one host. */
+/* How the guest's clocks must be set when it goes on: CLOCK_MONOTONIC of the destination minus that
+ * of the source, ns, measured over the control channel; 0 on one host. */
 struct guest_load_context {
     int64_t clock_offset_ns;
 };
@@ -119,10 +124,12 @@ struct guest_ops {
     int (*describe)(struct guest *g, struct guest_description *out, struct error *err);
     /* The regions, valid as long as the guest. Any thread. */
     unsigned (*regions)(struct guest *g, const struct guest_region **out);
-    /* Adds the touched extents of a region to `out`. Only after tracker start, so that a page touched later
-     * is reported as dirty instead. Cost follows touched memory, not size. May run while vCPUs run. */
+    /* Adds the touched extents of a region to `out`. Only after tracker start, so that a page
+     * touched later is reported as dirty instead. Cost follows touched memory, not size. May run
+     * while vCPUs run. */
     int (*present)(struct guest *g, uint32_t region, struct extent_list *out, struct error *err);
-    /* A tracker by name, or the guest's default for NULL. -EINVAL names those there are. One at a time. */
+    /* A tracker by name, or the guest's default for NULL. -EINVAL names those there are. One at a
+     * time. */
     int (*tracker)(struct guest *g, const char *name, struct tracker **out, struct error *err);
 
     /* Stops all vCPUs; returns when not one instruction can run any more. Idempotent. Blocks for
@@ -131,25 +138,27 @@ struct guest_ops {
     /* Lets them run. Idempotent. On an incoming guest: the first instruction on this host. */
     int (*resume)(struct guest *g, struct error *err);
     bool (*paused)(struct guest *g); /* any thread */
-    /* CLOCK_MONOTONIC, ns, of the moment the first vCPU set out after the newest resume; 0 while none has. Any thread. */
+    /* CLOCK_MONOTONIC, ns, of the moment the first vCPU set out after the newest resume; 0 while
+     * none has. Any thread. */
     uint64_t (*resumed_at)(struct guest *g);
 
-    /* Device and vCPU state; only while paused. save appends. load on an incoming guest checks all it can check
-     * without running: it reads the state back and compares, and the error names each register, MSR or field
-     * that differs. -EBADMSG for bytes that are no state of this version. */
+    /* Device and vCPU state; only while paused. save appends. load on an incoming guest checks all
+     * it can check without running: it reads the state back and compares, and the error names each
+     * register, MSR or field that differs. -EBADMSG for bytes that are no state of this version. */
     int (*save)(struct guest *g, struct guest_state *out, struct error *err);
-    int (*load)(struct guest *g, const void *bytes, size_t size, const struct guest_load_context *context,
-                struct error *err);
+    int (*load)(struct guest *g, const void *bytes, size_t size,
+                const struct guest_load_context *context, struct error *err);
 
     /* Takes `percent` (0..99) of the vCPUs' time away; 0 restores full speed. */
     int (*throttle)(struct guest *g, unsigned percent, struct error *err);
 
     /* The workload's account. Any thread, never blocks. May be NULL: the guest keeps none. */
     void (*workload)(struct guest *g, struct guest_workload *out);
-    /* Asks the running guest to check all its stamps now; the result shows in `workload`. Any thread, never
-     * blocks. May be NULL. */
+    /* Asks the running guest to check all its stamps now; the result shows in `workload`. Any
+     * thread, never blocks. May be NULL. */
     int (*request_check)(struct guest *g, struct error *err);
-    /* The newest text the guest wrote on its console, zero-terminated into `out`. Any thread. May be NULL. */
+    /* The newest text the guest wrote on its console, zero-terminated into `out`. Any thread. May
+     * be NULL. */
     void (*console)(struct guest *g, char *out, size_t size);
 
     /* Ends and frees the guest, RAM included. Blocks (seconds for large guests). */
@@ -159,11 +168,13 @@ struct guest_ops {
 /* A kind of guest, as a destination sees it. */
 struct guest_kind {
     const char *kind;
-    /* Adds a reason for everything that keeps this host from running the guest described. The description comes
-     * from a peer: hostile until checked. Makes nothing. Blocks briefly (opens /dev/kvm). */
+    /* Adds a reason for everything that keeps this host from running the guest described. The
+     * description comes from a peer: hostile until checked. Makes nothing. Blocks briefly (opens
+     * /dev/kvm). */
     void (*check)(const struct guest_description *description, struct reasons *reasons);
     /* Makes an incoming guest: RAM allocated (untouched), vCPUs there and paused. */
-    int (*incoming)(const struct guest_description *description, struct guest **out, struct error *err);
+    int (*incoming)(const struct guest_description *description, struct guest **out,
+                    struct error *err);
 };
 
 extern const struct guest_kind lab_guest_kind;

@@ -1,9 +1,10 @@
-/* Stamps: what a workload writes into a page and how it knows later that the page is whole and the newest.
- * Freestanding: the lab guest's image and the synthetic guest compile the same lines.
+/* Stamps: what a workload writes into a page and how it knows later that the page is whole and the
+ * newest. Freestanding: the lab guest's image and the synthetic guest compile the same lines.
  *
- * The first 16 bytes hold a word (sequence << 32 | page index) and its check, the last 8 bytes the check again. A torn
- * page has two checks, a stale one a sequence older than its writer's table says, a misplaced one another index.
- * Three stores and one multiplication: an interpreted guest can write hundreds of thousands a second. */
+ * The first 16 bytes hold a word (sequence << 32 | page index) and its check, the last 8 bytes the
+ * check again. A torn page has two checks, a stale one a sequence older than its writer's table
+ * says, a misplaced one another index. Three stores and one multiplication: an interpreted guest
+ * can write hundreds of thousands a second. */
 #ifndef MIGRATE_GUEST_STAMP_H
 #define MIGRATE_GUEST_STAMP_H
 
@@ -36,8 +37,8 @@ static inline void stamp_write(void *page, uint32_t index, uint32_t sequence)
     stamp_store(page, stamp_word(index, sequence));
 }
 
-/* `expected` is the sequence that the page's only writer wrote last. Only its writer, or someone while the writer
- * rests, may check a page. */
+/* `expected` is the sequence that the page's only writer wrote last. Only its writer, or someone
+ * while the writer rests, may check a page. */
 static inline STAMP_UNRECORDED enum stamp_result stamp_check(const void *page, uint32_t index,
                                                              uint32_t expected)
 {

@@ -179,7 +179,8 @@ static void *ping_without_pause(void *fixture)
     for (size_t i = 0; i < 128; i++)
         message_header_encode(MESSAGE_PING, 8, pings[i]);
     for (size_t at = 0;;) {
-        ssize_t sent = send(f->peer, (uint8_t *)pings + at, sizeof(pings) - at, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t sent =
+            send(f->peer, (uint8_t *)pings + at, sizeof(pings) - at, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (sent < 0 && errno != EAGAIN)
             return NULL;
         at = sent > 0 ? (at + (size_t)sent) % sizeof(pings) : at;
@@ -222,17 +223,21 @@ Test(channel, two_channels_keep_each_other_alive_and_agree_on_time, .timeout = 3
     struct message none;
     cr_expect_eq(channel_poll(f.channel, &none, &err), 1);
     cr_expect_eq(channel_poll(other, &none, &err), 1);
-    cr_expect_eq(channel_poll(f.channel, &none, &err), 0, "a live peer was declared dead: %s", err.text);
-    cr_expect_eq(channel_poll(other, &none, &err), 0, "a live peer was declared dead: %s", err.text);
+    cr_expect_eq(channel_poll(f.channel, &none, &err), 0, "a live peer was declared dead: %s",
+                 err.text);
+    cr_expect_eq(channel_poll(other, &none, &err), 0, "a live peer was declared dead: %s",
+                 err.text);
     int64_t offset = channel_clock_offset(f.channel);
-    cr_expect(llabs(offset) < (int64_t)(50 * NS_PER_MS), "one clock, but an offset of %lld ns", (long long)offset);
+    cr_expect(llabs(offset) < (int64_t)(50 * NS_PER_MS), "one clock, but an offset of %lld ns",
+              (long long)offset);
     cr_expect_gt(channel_round_trip(f.channel), 0);
     channel_close(other);
     wakeup_destroy(&wakeup);
     close_one(&f);
 }
 
-/* Both ends write more than the sockets hold before either reads: neither may wait for the other for ever. */
+/* Both ends write more than the sockets hold before either reads: neither may wait for the other
+ * for ever. */
 Test(channel, large_messages_cross, .timeout = 30)
 {
     struct fixture f;

@@ -1,4 +1,5 @@
-/* The source against a destination that this test plays by hand: what it does with every way in which COMMIT can end. */
+/* The source against a destination that this test plays by hand: what it does with every way in
+ * which COMMIT can end. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -18,9 +19,9 @@ enum { MEMORY = 8 << 20, STEP_MS = 10000 };
 
 /* What the destination does when it hears COMMIT, and what it says to whoever asks later. */
 struct script {
-    enum message_type reply;           /* RUNNING, ABORTED, or 0: hang up */
-    enum ownership_state answer;       /* to queries */
-    bool takes_back;                   /* accepts a reconnection and then says `second_reply` */
+    enum message_type reply;     /* RUNNING, ABORTED, or 0: hang up */
+    enum ownership_state answer; /* to queries */
+    bool takes_back;             /* accepts a reconnection and then says `second_reply` */
     enum message_type second_reply;
 };
 
@@ -32,7 +33,7 @@ struct stage {
     pthread_t session, queries;
     atomic_bool over;
     atomic_uint commits, aborts, reconnect_epoch;
-    atomic_int answer; /* to queries, at first as the script says */
+    atomic_int answer;            /* to queries, at first as the script says */
     atomic_bool hesitates, asked; /* queries are answered late; one has come */
     struct guest *guest;
     struct migration *migration;
@@ -82,7 +83,8 @@ static struct transport *open_lanes(const struct hello *hello, void *memory, uin
 
     memcpy(params.token, hello->token, sizeof(params.token));
     cr_assert_eq(transport_new("tcp", &params, &t, &err), 0, "%s", err.text);
-    cr_assert_eq(transport_open_region(t, &(struct transport_region){0, memory, MEMORY}, &err), 0, "%s", err.text);
+    cr_assert_eq(transport_open_region(t, &(struct transport_region){0, memory, MEMORY}, &err), 0,
+                 "%s", err.text);
     cr_assert_eq(transport_listen(t, &at, port, &err), 0, "%s", err.text);
     return t;
 }
@@ -162,7 +164,8 @@ static void play_reconnected(struct stage *s, int socket, const struct hello *he
     }
 }
 
-/* The session port: queries, and the source that comes back. Ends with a connection after `over`. */
+/* The session port: queries, and the source that comes back. Ends with a connection after `over`.
+ */
 static void *query_thread(void *stage)
 {
     struct stage *s = stage;
@@ -213,13 +216,15 @@ static void raise_curtain(struct stage *s, const struct script *script)
     s->listener = address_listen(&any, &s->address.port, &err);
     s->session_listener = address_listen(&any, &s->session_port, &err);
     cr_assert(s->listener >= 0 && s->session_listener >= 0, "%s", err.text);
-    cr_assert_eq(workload_parse("touch=1M,hot=64K,rate=100", &config.workload, &err), 0, "%s", err.text);
+    cr_assert_eq(workload_parse("touch=1M,hot=64K,rate=100", &config.workload, &err), 0, "%s",
+                 err.text);
     cr_assert_eq(synthetic_guest_new(&config, &s->guest, &err), 0, "%s", err.text);
     cr_assert_eq(s->guest->ops->resume(s->guest, &err), 0, "%s", err.text);
     pthread_create(&s->session, NULL, session_thread, s);
     pthread_create(&s->queries, NULL, query_thread, s);
     options.destination = s->address;
-    cr_assert_eq(migration_start(s->guest, &options, &observer, &s->migration, &err), 0, "%s", err.text);
+    cr_assert_eq(migration_start(s->guest, &options, &observer, &s->migration, &err), 0, "%s",
+                 err.text);
 }
 
 static void drop_curtain(struct stage *s)
@@ -259,7 +264,8 @@ static void expect_end(struct stage *s, int code, bool paused)
 
     migration_get_status(s->migration, &status);
     cr_expect_eq(came, code, "expected exit code %d, came %d: %s", code, came, status.message);
-    cr_expect_eq(s->guest->ops->paused(s->guest), paused, "the guest at the source %s", paused ? "runs" : "is paused");
+    cr_expect_eq(s->guest->ops->paused(s->guest), paused, "the guest at the source %s",
+                 paused ? "runs" : "is paused");
 }
 
 static const struct script runs = {.reply = MESSAGE_RUNNING};
@@ -268,9 +274,10 @@ static const struct script says_aborted = {.answer = OWNERSHIP_ABORTED};
 static const struct script says_started = {.answer = OWNERSHIP_STARTED};
 static const struct script says_unknown = {.answer = OWNERSHIP_UNKNOWN};
 static const struct script says_dead = {.answer = OWNERSHIP_STARTED_DEAD};
-static const struct script comes_back = {.answer = OWNERSHIP_PREPARED, .takes_back = true, .second_reply = MESSAGE_RUNNING};
-static const struct script says_aborted_again = {.answer = OWNERSHIP_PREPARED, .takes_back = true,
-                                                 .second_reply = MESSAGE_ABORTED};
+static const struct script comes_back = {
+    .answer = OWNERSHIP_PREPARED, .takes_back = true, .second_reply = MESSAGE_RUNNING};
+static const struct script says_aborted_again = {
+    .answer = OWNERSHIP_PREPARED, .takes_back = true, .second_reply = MESSAGE_ABORTED};
 
 static void one_act(const struct script *script, int code, bool paused)
 {
@@ -335,7 +342,8 @@ static int resolve(struct stage *s, enum resolve_action action, bool force, stru
     struct error err = {0};
 
     r->result = 1;
-    cr_assert_eq(migration_resolve(s->migration, action, force, on_resolved, r, &err), 0, "%s", err.text);
+    cr_assert_eq(migration_resolve(s->migration, action, force, on_resolved, r, &err), 0, "%s",
+                 err.text);
     for (int i = 0; i < 6000 && r->result == 1; i++)
         clock_sleep_until(clock_now() + 5 * NS_PER_MS);
     return r->result;
@@ -348,7 +356,8 @@ Test(doubt, silence_keeps_the_guest_paused_until_forced, .timeout = 90)
 
     raise_curtain(&s, &says_unknown);
     expect_end(&s, 3, true);
-    cr_expect_eq(resolve(&s, RESOLVE_RESUME, false, &r), -EBUSY, "without a word and without force: %s", r.text);
+    cr_expect_eq(resolve(&s, RESOLVE_RESUME, false, &r), -EBUSY,
+                 "without a word and without force: %s", r.text);
     cr_expect(strstr(r.text, "--force"), "the refusal must name --force: %s", r.text);
     expect_end(&s, 3, true);
     cr_expect_eq(resolve(&s, RESOLVE_RESUME, true, &r), 0, "%s", r.text);
@@ -384,7 +393,8 @@ Test(doubt, a_request_that_comes_too_late_is_answered, .timeout = 90)
     s.hesitates = true;
     for (int i = 0; i < 2000 && !s.asked; i++)
         clock_sleep_until(clock_now() + 5 * NS_PER_MS);
-    cr_expect_eq(migration_resolve(s.migration, RESOLVE_DESTROY, true, on_resolved, &r, &err), 0, "%s", err.text);
+    cr_expect_eq(migration_resolve(s.migration, RESOLVE_DESTROY, true, on_resolved, &r, &err), 0,
+                 "%s", err.text);
     s.answer = OWNERSHIP_ABORTED;
     s.hesitates = false;
     for (int i = 0; i < 2000 && r.result == 1; i++)

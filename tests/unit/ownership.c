@@ -1,4 +1,5 @@
-/* Every move between ownership states, legal or not, and what a record says of a process that is gone. */
+/* Every move between ownership states, legal or not, and what a record says of a process that is
+ * gone. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -24,8 +25,8 @@
 #define G OWNERSHIP_STARTING
 
 static const bool legal[OWNERSHIP_STATES][OWNERSHIP_STATES] = {
-    [O][C] = true, [C][R] = true, [C][O] = true, [V][P] = true,
-    [V][A] = true, [P][G] = true, [P][A] = true, [G][S] = true, [G][A] = true,
+    [O][C] = true, [C][R] = true, [C][O] = true, [V][P] = true, [V][A] = true,
+    [P][G] = true, [P][A] = true, [G][S] = true, [G][A] = true,
 };
 
 Test(ownership, only_the_legal_moves_are_made)
@@ -35,13 +36,15 @@ Test(ownership, only_the_legal_moves_are_made)
             struct ownership o;
             struct error err = {0};
             ownership_init(&o, (enum ownership_state)from);
-            int result = ownership_move(&o, (enum ownership_state)from, (enum ownership_state)to, &err);
+            int result =
+                ownership_move(&o, (enum ownership_state)from, (enum ownership_state)to, &err);
             int expected = legal[from][to] ? 0 : -EINVAL;
-            enum ownership_state after = legal[from][to] ? (enum ownership_state)to : (enum ownership_state)from;
-            cr_expect_eq(result, expected, "%s -> %s: expected %d, came %d", ownership_name(from), ownership_name(to),
-                         expected, result);
-            cr_expect_eq(ownership_get(&o), after, "%s -> %s: left in %s", ownership_name(from), ownership_name(to),
-                         ownership_name(ownership_get(&o)));
+            enum ownership_state after =
+                legal[from][to] ? (enum ownership_state)to : (enum ownership_state)from;
+            cr_expect_eq(result, expected, "%s -> %s: expected %d, came %d", ownership_name(from),
+                         ownership_name(to), expected, result);
+            cr_expect_eq(ownership_get(&o), after, "%s -> %s: left in %s", ownership_name(from),
+                         ownership_name(to), ownership_name(ownership_get(&o)));
             ownership_destroy(&o);
         }
     }
@@ -55,14 +58,16 @@ Test(ownership, a_move_from_another_state_is_stale)
     ownership_init(&o, OWNERSHIP_ABORTED);
     cr_expect_eq(ownership_move(&o, OWNERSHIP_PREPARED, OWNERSHIP_STARTING, &err), -ESTALE);
     cr_expect_eq(ownership_get(&o), OWNERSHIP_ABORTED);
-    cr_expect(strstr(err.text, "aborted"), "the text must say what the state is, it says: %s", err.text);
+    cr_expect(strstr(err.text, "aborted"), "the text must say what the state is, it says: %s",
+              err.text);
     ownership_destroy(&o);
 }
 
 Test(ownership, names_go_both_ways)
 {
     for (int state = O; state < OWNERSHIP_STATES; state++)
-        cr_expect_eq(ownership_from_name(ownership_name((enum ownership_state)state)), (enum ownership_state)state);
+        cr_expect_eq(ownership_from_name(ownership_name((enum ownership_state)state)),
+                     (enum ownership_state)state);
     cr_expect_eq(ownership_from_name("dancing"), OWNERSHIP_NONE);
 }
 
@@ -102,7 +107,8 @@ static void record_path(char *out, size_t size)
     snprintf(out, size, "%s/wander/sessions/%s.destination", folder, token);
 }
 
-/* A process that makes the record, goes to `state` and dies; with `durable`, after the pessimistic mark. */
+/* A process that makes the record, goes to `state` and dies; with `durable`, after the pessimistic
+ * mark. */
 static void leave_behind(enum ownership_state state, bool durable)
 {
     pid_t child = fork();
@@ -112,12 +118,14 @@ static void leave_behind(enum ownership_state state, bool durable)
         struct record_content c = content(OWNERSHIP_RECEIVING);
         struct record *r;
         struct error err = {0};
-        if (record_create(&c, &r, &err) || (durable && record_make_durable(r, &err)) || record_set_state(r, state, &err))
+        if (record_create(&c, &r, &err) || (durable && record_make_durable(r, &err)) ||
+            record_set_state(r, state, &err))
             _exit(1);
         _exit(0);
     }
     waitpid(child, &status, 0);
-    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child could not write its record");
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+              "the child could not write its record");
 }
 
 /* As if the host had been booted since. */
@@ -142,12 +150,18 @@ Test(record, verdicts_on_the_dead)
         bool durable, other_boot;
         enum ownership_state verdict;
     } cases[] = {
-        {OWNERSHIP_RECEIVING, false, false, OWNERSHIP_ABORTED}, {OWNERSHIP_RECEIVING, true, false, OWNERSHIP_ABORTED},
-        {OWNERSHIP_PREPARED, true, false, OWNERSHIP_ABORTED},   {OWNERSHIP_STARTED, true, false, OWNERSHIP_STARTED_DEAD},
-        {OWNERSHIP_ABORTED, true, false, OWNERSHIP_ABORTED},    {OWNERSHIP_RECEIVING, false, true, OWNERSHIP_ABORTED},
-        {OWNERSHIP_RECEIVING, true, true, OWNERSHIP_UNKNOWN},   {OWNERSHIP_PREPARED, true, true, OWNERSHIP_UNKNOWN},
-        {OWNERSHIP_STARTING, true, false, OWNERSHIP_STARTED_DEAD}, {OWNERSHIP_STARTING, true, true, OWNERSHIP_STARTED_DEAD},
-        {OWNERSHIP_STARTED, true, true, OWNERSHIP_STARTED_DEAD}, {OWNERSHIP_ABORTED, true, true, OWNERSHIP_ABORTED},
+        {OWNERSHIP_RECEIVING, false, false, OWNERSHIP_ABORTED},
+        {OWNERSHIP_RECEIVING, true, false, OWNERSHIP_ABORTED},
+        {OWNERSHIP_PREPARED, true, false, OWNERSHIP_ABORTED},
+        {OWNERSHIP_STARTED, true, false, OWNERSHIP_STARTED_DEAD},
+        {OWNERSHIP_ABORTED, true, false, OWNERSHIP_ABORTED},
+        {OWNERSHIP_RECEIVING, false, true, OWNERSHIP_ABORTED},
+        {OWNERSHIP_RECEIVING, true, true, OWNERSHIP_UNKNOWN},
+        {OWNERSHIP_PREPARED, true, true, OWNERSHIP_UNKNOWN},
+        {OWNERSHIP_STARTING, true, false, OWNERSHIP_STARTED_DEAD},
+        {OWNERSHIP_STARTING, true, true, OWNERSHIP_STARTED_DEAD},
+        {OWNERSHIP_STARTED, true, true, OWNERSHIP_STARTED_DEAD},
+        {OWNERSHIP_ABORTED, true, true, OWNERSHIP_ABORTED},
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
@@ -156,11 +170,12 @@ Test(record, verdicts_on_the_dead)
         if (cases[i].other_boot)
             forge_boot_id();
         enum ownership_state verdict = record_consult(content(P).token, RECORD_DESTINATION);
-        cr_expect_eq(verdict, cases[i].verdict, "case %zu, left %s: expected %s, came %s", i, ownership_name(cases[i].left),
-                     ownership_name(cases[i].verdict), ownership_name(verdict));
+        cr_expect_eq(verdict, cases[i].verdict, "case %zu, left %s: expected %s, came %s", i,
+                     ownership_name(cases[i].left), ownership_name(cases[i].verdict),
+                     ownership_name(verdict));
         enum ownership_state again = record_consult(content(P).token, RECORD_DESTINATION);
-        cr_expect_eq(again, verdict, "case %zu: asked twice, answered %s and %s", i, ownership_name(verdict),
-                     ownership_name(again));
+        cr_expect_eq(again, verdict, "case %zu: asked twice, answered %s and %s", i,
+                     ownership_name(verdict), ownership_name(again));
         record_path(path, sizeof(path));
         unlink(path);
     }
@@ -179,7 +194,8 @@ Test(record, the_living_are_believed)
         _exit(record_consult(c.token, RECORD_DESTINATION) == OWNERSHIP_PREPARED ? 0 : 1);
     int status;
     waitpid(child, &status, 0);
-    cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "another process was not told PREPARED");
+    cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+              "another process was not told PREPARED");
     cr_expect_eq(record_create(&c, &second, &err), -EEXIST);
     record_remove(r);
     cr_expect_eq(record_consult(c.token, RECORD_DESTINATION), OWNERSHIP_UNKNOWN);
@@ -205,7 +221,8 @@ Test(record, two_who_ask_at_once_are_told_the_same)
     pthread_create(&other, NULL, ask_often, NULL);
     void *mine = ask_often(NULL);
     pthread_join(other, &wrong);
-    cr_expect_eq((uintptr_t)wrong + (uintptr_t)mine, 0, "%zu answers said that a dead process lives",
+    cr_expect_eq((uintptr_t)wrong + (uintptr_t)mine, 0,
+                 "%zu answers said that a dead process lives",
                  (size_t)((uintptr_t)wrong + (uintptr_t)mine));
 }
 
@@ -224,6 +241,7 @@ Test(record, rubbish_is_unknown)
         cr_assert_eq(write(file, text, sizeof(text)), sizeof(text));
         close(file);
         enum ownership_state verdict = record_consult(content(P).token, RECORD_DESTINATION);
-        cr_expect_eq(verdict, OWNERSHIP_UNKNOWN, "rubbish %zu was taken for %s", i, ownership_name(verdict));
+        cr_expect_eq(verdict, OWNERSHIP_UNKNOWN, "rubbish %zu was taken for %s", i,
+                     ownership_name(verdict));
     }
 }

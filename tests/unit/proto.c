@@ -53,15 +53,21 @@ Test(proto, header_is_checked)
         wire_put_u16(&w, 0);
         wire_put_u32(&w, cases[i].size);
         int result = message_header_decode(header, &type, &size, &err);
-        cr_expect_eq(result, cases[i].result, "case %zu: expected %d, came %d (%s)", i, cases[i].result, result, err.text);
+        cr_expect_eq(result, cases[i].result, "case %zu: expected %d, came %d (%s)", i,
+                     cases[i].result, result, err.text);
         cr_expect(result == 0 || err.text[0], "case %zu: an error without a text", i);
     }
 }
 
 static struct hello example_hello(void)
 {
-    struct hello m = {.version_min = 1, .version_max = 3, .intent = HELLO_RECONNECT, .epoch = 7, .session_port = 4711,
-                      .lanes = 4, .scheme = "tcp"};
+    struct hello m = {.version_min = 1,
+                      .version_max = 3,
+                      .intent = HELLO_RECONNECT,
+                      .epoch = 7,
+                      .session_port = 4711,
+                      .lanes = 4,
+                      .scheme = "tcp"};
 
     memset(m.token, 0x5a, sizeof(m.token));
     return m;
@@ -104,8 +110,13 @@ Test(proto, hello_with_bad_fields_is_refused)
 
 static struct guest_description example_guest(void)
 {
-    struct guest_description d = {.kind = "lab", .name = "g-1", .accel = "kvm", .vcpus = 2, .memory_bytes = 3 << 20,
-                                  .region_count = 2, .platform_size = 5};
+    struct guest_description d = {.kind = "lab",
+                                  .name = "g-1",
+                                  .accel = "kvm",
+                                  .vcpus = 2,
+                                  .memory_bytes = 3 << 20,
+                                  .region_count = 2,
+                                  .platform_size = 5};
 
     d.regions[0] = (struct guest_region){.id = 0, .name = "ram-low", .size = 1 << 20};
     d.regions[1] = (struct guest_region){.id = 1, .name = "ram-high", .size = 2 << 20};
@@ -135,7 +146,8 @@ Test(proto, guest_goes_both_ways)
     free(bytes);
 }
 
-/* Whatever comes, decoding ends in 0 or -EPROTO, reads nothing outside, and what it accepts is in range. */
+/* Whatever comes, decoding ends in 0 or -EPROTO, reads nothing outside, and what it accepts is in
+ * range. */
 static void decode_guest(const uint8_t *bytes, size_t size)
 {
     struct guest_description out;
@@ -147,7 +159,8 @@ static void decode_guest(const uint8_t *bytes, size_t size)
     if (result == 0) {
         cr_assert(out.region_count >= 1 && out.region_count <= GUEST_MAX_REGIONS);
         for (uint32_t i = 0; i < out.region_count; i++)
-            cr_assert(out.regions[i].size > 0 && out.regions[i].size % GUEST_PAGE_SIZE == 0 && out.regions[i].id == i);
+            cr_assert(out.regions[i].size > 0 && out.regions[i].size % GUEST_PAGE_SIZE == 0 &&
+                      out.regions[i].id == i);
         guest_description_free(&out);
     }
     message_free(&m);
@@ -180,7 +193,8 @@ Test(proto, extents_must_fill_their_message)
     uint8_t body[PROTO_BODY_SIZE];
     struct error err = {0};
 
-    *in = (struct extents_message){.region = 1, .last = 1, .count = 2, .extents = {{0, 4096}, {8192, 4096}}};
+    *in = (struct extents_message){
+        .region = 1, .last = 1, .count = 2, .extents = {{0, 4096}, {8192, 4096}}};
     size_t size = extents_encode(in, body);
     struct message m = body_of(MESSAGE_EXTENTS, body, size);
     cr_assert_eq(extents_decode(&m, out, &err), 0, "%s", err.text);
@@ -189,7 +203,8 @@ Test(proto, extents_must_fill_their_message)
         m.body[8] = (uint8_t)claimed;
         int expected = claimed == 2 ? 0 : -EPROTO;
         int result = extents_decode(&m, out, &(struct error){0});
-        cr_expect_eq(result, expected, "%u claimed, 2 there: expected %d, came %d", claimed, expected, result);
+        cr_expect_eq(result, expected, "%u claimed, 2 there: expected %d, came %d", claimed,
+                     expected, result);
     }
     memset(m.body + 8, 0xff, 4);
     cr_expect_eq(extents_decode(&m, out, &(struct error){0}), -EPROTO);
@@ -217,11 +232,15 @@ Test(proto, verify_ranges_cannot_overflow)
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
-        struct verify_message in = {.unit = cases[i].unit, .first = cases[i].first, .count = cases[i].count}, out;
+        struct verify_message in = {.unit = cases[i].unit,
+                                    .first = cases[i].first,
+                                    .count = cases[i].count},
+                              out;
         uint8_t body[24];
         struct message m = body_of(MESSAGE_VERIFY, body, verify_encode(&in, body));
         int result = verify_decode(&m, &out, &(struct error){0});
-        cr_expect_eq(result, cases[i].result, "case %zu: expected %d, came %d", i, cases[i].result, result);
+        cr_expect_eq(result, cases[i].result, "case %zu: expected %d, came %d", i, cases[i].result,
+                     result);
         message_free(&m);
     }
 }

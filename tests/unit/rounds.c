@@ -30,7 +30,8 @@ static unsigned puppet_regions(struct guest *g, const struct guest_region **out)
     return 1;
 }
 
-static int puppet_present(struct guest *g, uint32_t region, struct extent_list *out, struct error *err)
+static int puppet_present(struct guest *g, uint32_t region, struct extent_list *out,
+                          struct error *err)
 {
     struct puppet *p = (struct puppet *)g;
 
@@ -56,8 +57,8 @@ static bool puppet_next(struct tracker *t, uint32_t region, uint64_t *page)
     return false;
 }
 
-static int puppet_take(struct tracker *t, uint32_t region, uint64_t chunk, uint64_t bits[TRACKER_WORDS_PER_CHUNK],
-                       struct error *err)
+static int puppet_take(struct tracker *t, uint32_t region, uint64_t chunk,
+                       uint64_t bits[TRACKER_WORDS_PER_CHUNK], struct error *err)
 {
     (void)region;
     (void)err;
@@ -69,8 +70,8 @@ static int puppet_take(struct tracker *t, uint32_t region, uint64_t chunk, uint6
     return 0;
 }
 
-static int puppet_peek(struct tracker *t, uint32_t region, uint64_t chunk, uint64_t bits[TRACKER_WORDS_PER_CHUNK],
-                       struct error *err)
+static int puppet_peek(struct tracker *t, uint32_t region, uint64_t chunk,
+                       uint64_t bits[TRACKER_WORDS_PER_CHUNK], struct error *err)
 {
     (void)region;
     (void)err;
@@ -79,8 +80,10 @@ static int puppet_peek(struct tracker *t, uint32_t region, uint64_t chunk, uint6
     return 0;
 }
 
-static const struct guest_ops guest_ops = {.kind = "puppet", .regions = puppet_regions, .present = puppet_present};
-static const struct tracker_ops tracker_ops = {.name = "puppet", .next = puppet_next, .take = puppet_take, .peek = puppet_peek};
+static const struct guest_ops guest_ops = {
+    .kind = "puppet", .regions = puppet_regions, .present = puppet_present};
+static const struct tracker_ops tracker_ops = {
+    .name = "puppet", .next = puppet_next, .take = puppet_take, .peek = puppet_peek};
 
 static int interrupted(void *context, struct error *err)
 {
@@ -96,7 +99,8 @@ static void progress(void *context)
 
 static void *map(void)
 {
-    void *memory = mmap(NULL, PAGES * GUEST_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *memory = mmap(NULL, PAGES * GUEST_PAGE_SIZE, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     cr_assert(memory != MAP_FAILED);
     return memory;
@@ -119,15 +123,22 @@ static void open_puppet(struct puppet *p)
     uint16_t port;
 
     *p = (struct puppet){.guest.ops = &guest_ops, .tracker.ops = &tracker_ops};
-    p->region = (struct guest_region){.name = "ram", .size = PAGES * GUEST_PAGE_SIZE, .host = map()};
+    p->region =
+        (struct guest_region){.name = "ram", .size = PAGES * GUEST_PAGE_SIZE, .host = map()};
     p->copy = p->region;
     p->copy.host = map();
     p->target = (struct page_target){&p->copy, 1};
     to.decode = page_decode;
     to.decode_context = &p->target;
     cr_assert_eq(loop_pair_new(&from, &to, &p->source, &p->destination, &err), 0, "%s", err.text);
-    cr_assert_eq(transport_open_region(p->source, &(struct transport_region){0, p->region.host, p->region.size}, &err), 0);
-    cr_assert_eq(transport_open_region(p->destination, &(struct transport_region){0, p->copy.host, p->copy.size}, &err), 0);
+    cr_assert_eq(
+        transport_open_region(p->source,
+                              &(struct transport_region){0, p->region.host, p->region.size}, &err),
+        0);
+    cr_assert_eq(transport_open_region(p->destination,
+                                       &(struct transport_region){0, p->copy.host, p->copy.size},
+                                       &err),
+                 0);
     cr_assert_eq(transport_listen(p->destination, &anywhere, &port, &err), 0, "%s", err.text);
     pthread_create(&connecting, NULL, connect_source, p);
     cr_assert_eq(transport_accept(p->destination, 5000, &err), 0, "%s", err.text);
@@ -136,8 +147,12 @@ static void open_puppet(struct puppet *p)
 
 static void open_rounds(struct puppet *p)
 {
-    struct rounds_config config = {.guest = &p->guest, .tracker = &p->tracker, .transport = p->source,
-                                   .interrupted = interrupted, .progress = progress, .context = p};
+    struct rounds_config config = {.guest = &p->guest,
+                                   .tracker = &p->tracker,
+                                   .transport = p->source,
+                                   .interrupted = interrupted,
+                                   .progress = progress,
+                                   .context = p};
     struct error err = {0};
 
     cr_assert_eq(rounds_new(&config, &p->rounds, &err), 0, "%s", err.text);
@@ -160,8 +175,9 @@ static void write_page(struct puppet *p, uint64_t page, int value)
 static void expect_equal(struct puppet *p, const char *when)
 {
     for (uint64_t i = 0; i < PAGES; i++)
-        cr_expect_eq(memcmp((char *)p->region.host + i * GUEST_PAGE_SIZE, (char *)p->copy.host + i * GUEST_PAGE_SIZE,
-                            GUEST_PAGE_SIZE), 0, "%s: page %llu differs", when, (unsigned long long)i);
+        cr_expect_eq(memcmp((char *)p->region.host + i * GUEST_PAGE_SIZE,
+                            (char *)p->copy.host + i * GUEST_PAGE_SIZE, GUEST_PAGE_SIZE),
+                     0, "%s: page %llu differs", when, (unsigned long long)i);
 }
 
 static void send_dirty(struct puppet *p, bool paused)
@@ -189,7 +205,8 @@ Test(rounds, present_pages_arrive_and_zeros_cost_nothing)
     const struct round_counts *counts = rounds_counts(p.rounds);
     cr_expect_eq(counts->pages, 13, "%llu pages", (unsigned long long)counts->pages);
     cr_expect_eq(counts->zero_pages, 1);
-    cr_expect_eq(counts->bytes, 12 * GUEST_PAGE_SIZE, "%llu bytes", (unsigned long long)counts->bytes);
+    cr_expect_eq(counts->bytes, 12 * GUEST_PAGE_SIZE, "%llu bytes",
+                 (unsigned long long)counts->bytes);
     close_puppet(&p);
 }
 
@@ -241,7 +258,8 @@ Test(rounds, pages_dirty_again_wait_unless_the_guest_is_paused)
     for (uint64_t i = 10; i < 15; i++)
         p.dirty[i] = true;
     send_dirty(&p, true);
-    cr_expect_eq(rounds_counts(p.rounds)->skipped_pages, 0, "a page was left out with the guest paused");
+    cr_expect_eq(rounds_counts(p.rounds)->skipped_pages, 0,
+                 "a page was left out with the guest paused");
     expect_equal(&p, "paused");
     close_puppet(&p);
 }

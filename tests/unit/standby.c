@@ -1,4 +1,5 @@
-/* The destination against a source that this test plays by hand: what becomes of a PREPARED guest. */
+/* The destination against a source that this test plays by hand: what becomes of a PREPARED guest.
+ */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <pthread.h>
@@ -28,7 +29,7 @@ struct stage {
     struct hello hello;
     struct address receiver, session; /* where the destination listens: first port, session port */
     int control;
-    int answers; /* our own session port */
+    int answers;      /* our own session port */
     atomic_int state; /* what we say of ourselves; OWNERSHIP_NONE: nothing */
     atomic_bool over;
     pthread_t answering;
@@ -39,7 +40,8 @@ static void send_one(int socket, enum message_type type, const void *body, size_
 {
     struct error err = {0};
 
-    cr_assert_eq(exchange_write(socket, type, body, size, clock_now() + STEP_MS * NS_PER_MS, &err), 0, "%s", err.text);
+    cr_assert_eq(exchange_write(socket, type, body, size, clock_now() + STEP_MS * NS_PER_MS, &err),
+                 0, "%s", err.text);
 }
 
 /* The next message that is no heartbeat; pings are answered. */
@@ -62,8 +64,8 @@ static void expect(int socket, enum message_type wanted)
     struct message m = next_message(socket);
     char text[256];
 
-    cr_assert_eq(m.type, wanted, "expected %s, came %s: %s", message_name(wanted), message_name(m.type),
-                 message_text(&m, text, sizeof(text)));
+    cr_assert_eq(m.type, wanted, "expected %s, came %s: %s", message_name(wanted),
+                 message_name(m.type), message_text(&m, text, sizeof(text)));
     message_free(&m);
 }
 
@@ -80,8 +82,8 @@ static void *answer_thread(void *stage)
             exchange_read(socket, &m, clock_now() + NS_PER_S, -1, &(struct error){0}) == 0) {
             struct answer answer = {.state = (uint32_t)s->state};
             uint8_t body[8];
-            exchange_write(socket, MESSAGE_ANSWER, body, answer_encode(&answer, body), clock_now() + NS_PER_S,
-                           &(struct error){0});
+            exchange_write(socket, MESSAGE_ANSWER, body, answer_encode(&answer, body),
+                           clock_now() + NS_PER_S, &(struct error){0});
             message_free(&m);
         }
         close(socket);
@@ -106,16 +108,24 @@ static void start_destination(struct stage *s)
     cr_assert(listener >= 0, "%s", err.text);
     s->control = address_connect(&s->receiver, STEP_MS, -1, &err);
     cr_assert(s->control >= 0, "%s", err.text);
-    cr_assert_eq(incoming_start(address_accept(listener, &err), &options, &observer, &s->incoming, &err), 0, "%s", err.text);
+    cr_assert_eq(
+        incoming_start(address_accept(listener, &err), &options, &observer, &s->incoming, &err), 0,
+        "%s", err.text);
     close(listener);
 }
 
-static void say_hello(struct stage *s, int socket, enum hello_intent intent, uint32_t epoch, uint16_t port)
+static void say_hello(struct stage *s, int socket, enum hello_intent intent, uint32_t epoch,
+                      uint16_t port)
 {
     uint8_t body[PROTO_BODY_SIZE];
 
-    s->hello = (struct hello){.version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX, .intent = (uint8_t)intent,
-                              .epoch = epoch, .session_port = port, .lanes = 1, .scheme = "tcp"};
+    s->hello = (struct hello){.version_min = PROTO_VERSION_MIN,
+                              .version_max = PROTO_VERSION_MAX,
+                              .intent = (uint8_t)intent,
+                              .epoch = epoch,
+                              .session_port = port,
+                              .lanes = 1,
+                              .scheme = "tcp"};
     memset(s->hello.token, 0x77, sizeof(s->hello.token));
     send_one(socket, MESSAGE_HELLO, body, hello_encode(&s->hello, body));
 }
@@ -266,12 +276,14 @@ static void on_resolved(void *context, int result, const char *text)
     r->result = result;
 }
 
-static void ask_to_resolve(struct stage *s, enum resolve_action action, bool force, struct resolved *r)
+static void ask_to_resolve(struct stage *s, enum resolve_action action, bool force,
+                           struct resolved *r)
 {
     struct error err = {0};
 
     r->result = 1;
-    cr_assert_eq(incoming_resolve(s->incoming, action, force, on_resolved, r, &err), 0, "%s", err.text);
+    cr_assert_eq(incoming_resolve(s->incoming, action, force, on_resolved, r, &err), 0, "%s",
+                 err.text);
 }
 
 static int await_resolved(struct resolved *r)
@@ -294,7 +306,8 @@ static void end_incoming(struct stage *s)
 
     s->state = OWNERSHIP_RELEASED;
     /* Refused where it was started or ended a moment ago: then there is no need. */
-    if (incoming_resolve(s->incoming, RESOLVE_DESTROY, true, on_resolved, &r, &(struct error){0}) == 0)
+    if (incoming_resolve(s->incoming, RESOLVE_DESTROY, true, on_resolved, &r, &(struct error){0}) ==
+        0)
         await_resolved(&r);
     incoming_free(s->incoming);
 }
@@ -400,7 +413,8 @@ static void await_start(void)
     cr_assert(start.under_way, "the guest was not started");
 }
 
-/* A source that hears STARTED lets its copy go: it must not hear it while the start can still fail. */
+/* A source that hears STARTED lets its copy go: it must not hear it while the start can still fail.
+ */
 Test(standby, started_is_not_said_before_it_is_certain, .timeout = 60)
 {
     struct stage s;
@@ -411,7 +425,8 @@ Test(standby, started_is_not_said_before_it_is_certain, .timeout = 60)
     make_it_hesitate(&s, true);
     send_one(s.control, MESSAGE_COMMIT, NULL, 0);
     await_start();
-    cr_assert_eq(exchange_ask(&s.session, s.hello.token, STEP_MS, -1, &state, &err), 0, "%s", err.text);
+    cr_assert_eq(exchange_ask(&s.session, s.hello.token, STEP_MS, -1, &state, &err), 0, "%s",
+                 err.text);
     cr_expect_eq(state, OWNERSHIP_STARTING, "the session port says %s", ownership_name(state));
     state = record_consult(s.hello.token, RECORD_DESTINATION);
     cr_expect_eq(state, OWNERSHIP_STARTING, "the record says %s", ownership_name(state));
@@ -500,7 +515,8 @@ Test(standby, a_source_that_is_committing_is_waited_for, .timeout = 60)
     clock_sleep_until(clock_now() + 500 * NS_PER_MS);
     struct incoming_status status;
     incoming_get_status(s.incoming, &status);
-    cr_expect(strstr(status.message, "runs here"), "of a guest that runs it says: %s", status.message);
+    cr_expect(strstr(status.message, "runs here"), "of a guest that runs it says: %s",
+              status.message);
     drop_curtain(&s);
 }
 
@@ -522,8 +538,8 @@ Test(standby, an_old_epoch_is_turned_away, .timeout = 60)
 
     raise_curtain(&s);
     int old = come_back(&s, 1);
-    cr_expect_eq(exchange_read(old, &m, clock_now() + 5 * NS_PER_S, -1, &(struct error){0}), -ECONNRESET,
-                 "an old epoch was answered");
+    cr_expect_eq(exchange_read(old, &m, clock_now() + 5 * NS_PER_S, -1, &(struct error){0}),
+                 -ECONNRESET, "an old epoch was answered");
     send_one(s.control, MESSAGE_COMMIT, NULL, 0);
     expect(s.control, MESSAGE_RUNNING);
     close(old);
@@ -574,7 +590,8 @@ Test(standby, what_an_operator_may_do_depends_on_the_source, .timeout = 200)
         raise_curtain(&s);
         s.state = (int)cases[i].source;
         int result = resolve(&s, cases[i].action, cases[i].force, &r);
-        cr_expect_eq(result, cases[i].result, "case %zu: expected %d, came %d: %s", i, cases[i].result, result, r.text);
+        cr_expect_eq(result, cases[i].result, "case %zu: expected %d, came %d: %s", i,
+                     cases[i].result, result, r.text);
         expect_phase(&s, cases[i].phase, 5);
         drop_curtain(&s);
     }

@@ -1,6 +1,6 @@
-/* One error convention for all layers: a function that can fail returns 0 (or a count) or -errno, and
- * leaves one sentence for a human in the `struct error` it was given. The first text wins: callers on
- * the way up pass it on, and may put context before it with error_prefix(). */
+/* One error convention for all layers: a function that can fail returns 0 (or a count) or -errno,
+ * and leaves one sentence for a human in the `struct error` it was given. The first text wins:
+ * callers on the way up pass it on, and may put context before it with error_prefix(). */
 #ifndef TRANSPORT_BASE_ERROR_H
 #define TRANSPORT_BASE_ERROR_H
 
@@ -15,8 +15,9 @@ struct error {
     char text[ERROR_TEXT_SIZE];
 };
 
-/* Records `code` (positive errno) and a text that says what was tried, what happened and what to do.
- * Keeps an error that is already there. `err` may be NULL. Returns -code, so `return error_set(...)`. */
+/* Records `code` (positive errno) and a text that says what was tried, what happened and what to
+ * do. Keeps an error that is already there. `err` may be NULL. Returns -code, so `return
+ * error_set(...)`. */
 int error_set(struct error *err, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

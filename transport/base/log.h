@@ -1,5 +1,6 @@
-/* Diagnostics on stderr. The level comes from the environment variable WANDER_LOG (error, warning, info,
- * debug; default warning), read at each call: log lines are rare and nothing here is a mutable global. */
+/* Diagnostics on stderr. The level comes from the environment variable WANDER_LOG (error, warning,
+ * info, debug; default warning), read at each call: log lines are rare and nothing here is a
+ * mutable global. */
 #ifndef TRANSPORT_BASE_LOG_H
 #define TRANSPORT_BASE_LOG_H
 

@@ -7,8 +7,9 @@
 
 #include "transport/base/error.h"
 
-/* "512M", "4GiB", "4096": bytes, powers of 1024 (K M G T P, optional iB or B). Rejects 0, signs, trailing
- * text and anything that overflows 64 bits (-EINVAL, -ERANGE); the error repeats the text. */
+/* "512M", "4GiB", "4096": bytes, powers of 1024 (K M G T P, optional iB or B). Rejects 0, signs,
+ * trailing text and anything that overflows 64 bits (-EINVAL, -ERANGE); the error repeats the text.
+ */
 int parse_size(const char *text, uint64_t *bytes, struct error *err);
 /* "100M" or "100MiB/s" (powers of 1024, bytes/s), "10Gbit" or "10Gbit/s" (powers of 1000, bits/s):
  * result in bytes per second. */
@@ -24,7 +25,8 @@ char *format_rate(double bytes_per_s, char *out, size_t size);
 char *format_time(uint64_t ns, char *out, size_t size);
 
 /* Splits "key=value,key=value" one pair at a time: copies the next pair out and moves *cursor on.
- * Returns 1 with a pair, 0 at the end, -EINVAL for text that is no pair. A value may contain no comma. */
+ * Returns 1 with a pair, 0 at the end, -EINVAL for text that is no pair. A value may contain no
+ * comma. */
 int next_pair(const char **cursor, char *key, size_t key_size, char *value, size_t value_size,
               struct error *err);
 

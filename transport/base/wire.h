@@ -1,5 +1,5 @@
-/* Bounded little-endian cursors: the only way bytes enter or leave a wire structure. An access beyond
- * the end sets `failed` and reads as zero, so a decoder checks once, at its end. */
+/* Bounded little-endian cursors: the only way bytes enter or leave a wire structure. An access
+ * beyond the end sets `failed` and reads as zero, so a decoder checks once, at its end. */
 #ifndef TRANSPORT_BASE_WIRE_H
 #define TRANSPORT_BASE_WIRE_H
 
@@ -33,8 +33,8 @@ uint16_t wire_get_u16(struct wire_reader *r);
 uint32_t wire_get_u32(struct wire_reader *r);
 uint64_t wire_get_u64(struct wire_reader *r);
 void wire_get_bytes(struct wire_reader *r, void *bytes, size_t size);
-/* Reads a fixed field into `text` (which has `size` bytes); fails unless it holds a terminating zero
- * and only printable ASCII before it. */
+/* Reads a fixed field into `text` (which has `size` bytes); fails unless it holds a terminating
+ * zero and only printable ASCII before it. */
 void wire_get_text(struct wire_reader *r, char *text, size_t size);
 /* A view of the next `size` bytes, or NULL (and failed) when there are fewer. */
 const void *wire_get_view(struct wire_reader *r, size_t size);

@@ -30,8 +30,8 @@ struct share_check {
     uint64_t pages, bad;
     uint32_t sum; /* of the sequences */
     uint64_t bad_page;
-    enum stamp_result
-        bad_result; /* of bad_page, the first bad one; STAMP_GOOD: only the sum is wrong */
+    /* of bad_page, the first bad one; STAMP_GOOD: only the sum is wrong */
+    enum stamp_result bad_result;
 };
 
 /* Fields belong to the vCPU's thread while it runs, to the session's thread while all are parked.

@@ -9,8 +9,8 @@
 
 struct synthetic_config {
     char name[GUEST_NAME_SIZE];
-    uint64_t
-        memory_bytes; /* multiple of the page size; mapped without reservation: 1 TiB is fine */
+    /* multiple of the page size; mapped without reservation: 1 TiB is fine */
+    uint64_t memory_bytes;
     unsigned vcpus;
     struct workload workload;
 };
