@@ -8,9 +8,10 @@
  * KVM stops a vCPU whose ring is full when it enters the guest. A KVM that interprets may stay
  * there for long and overrun the ring, and then entries are lost. That shows: a ring can be filled
  * whole only by an overrun, since KVM stops short of it. The tracker then fails for good, rather
- * than the guest being corrupted. */
+ * than the guest being corrupted. So it does when a reset armed fewer pages than were harvested. */
 #include <errno.h>
 #include <linux/kvm.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -26,7 +27,7 @@ struct dirty_ring {
     struct tracker tracker;
     struct lab *lab;
     bool started;
-    bool overrun; /* guarded by lab.tracker_lock, as is quit */
+    bool overrun; /* writes may be lost, for good; guarded by lab.tracker_lock, as is quit */
     bool quit;
     pthread_t reaper;
     struct dirty_bitmap maps[LAB_MAX_REGIONS];
@@ -66,31 +67,67 @@ static void harvest(struct dirty_ring *ring, struct machine *m)
             harvest_vcpu(ring, m, &m->vcpu[i]);
 }
 
-/* A signal that is pending makes KVM give up in the middle. tracker_lock held. */
-static int reset(struct machine *m, struct error *err)
+/* Entries that were harvested and whose pages are not armed again. */
+static uint32_t unarmed(const struct machine *m)
 {
+    uint32_t count = 0;
+
+    for (unsigned i = 0; i < m->vcpus; i++)
+        count += m->vcpu[i].ring_harvested - m->vcpu[i].ring_reset;
+    return count;
+}
+
+/* A signal that is pending makes KVM give up in the middle, and from Linux 6.16 on only the count
+ * that it returns tells; of the pages it has counted, the last ones may then be left unarmed. So
+ * signals wait, the vCPUs' kicks above all. */
+static int reset_uninterrupted(int vm)
+{
+    sigset_t all, before;
     int ret;
 
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     do
-        ret = ioctl(m->vm, KVM_RESET_DIRTY_RINGS, 0);
+        ret = ioctl(vm, KVM_RESET_DIRTY_RINGS, 0);
     while (ret < 0 && errno == EINTR);
+    ret = ret < 0 ? -errno : ret;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return ret;
+}
+
+/* *whole: every page was armed. Where not, something interrupted KVM that no thread can hold off
+ * (SIGSTOP, a debugger), or an entry was overrun after it was harvested. tracker_lock held. */
+static int reset(struct machine *m, bool *whole, struct error *err)
+{
+    uint32_t wanted = unarmed(m);
+    int ret = reset_uninterrupted(m->vm);
+
     if (ret < 0)
-        return error_set_errno(err, errno, "re-arming the pages in KVM's dirty rings failed");
+        return error_set_errno(err, -ret, "re-arming the pages in KVM's dirty rings failed");
+    *whole = (uint32_t)ret >= wanted;
     for (unsigned i = 0; i < m->vcpus; i++)
         __atomic_store_n(&m->vcpu[i].ring_reset, m->vcpu[i].ring_harvested, __ATOMIC_RELAXED);
     return 0;
 }
 
+/* Without a ring there is nothing to lose: pages are armed when tracking starts. */
 static int harvest_and_reset(struct dirty_ring *ring, struct machine *m, struct error *err)
 {
+    bool whole = true;
+    int ret = 0;
+
     harvest(ring, m);
+    if (!ring || !ring->overrun)
+        ret = reset(m, &whole, err);
+    if (ring && !whole)
+        ring->overrun = true;
     if (ring && ring->overrun)
         return error_set(
             err, EOVERFLOW,
-            "KVM overran a dirty ring of %u entries, so writes may have been lost; use --tracker "
-            "dirty-log",
+            "KVM overran a dirty ring of %u entries or was stopped while it re-armed pages, so "
+            "writes may have been lost; use --tracker dirty-log",
             m->ring_entries);
-    return reset(m, err);
+    return ret;
 }
 
 /* True when the ring holds a quarter of its entries or more. Any thread. */
