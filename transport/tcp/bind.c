@@ -254,8 +254,9 @@ static void drop_lost_lanes(struct reception *r)
 
         if (lane->socket < 0 || poll(&fd, 1, 0) <= 0)
             continue;
-        close(lane->socket);
+        /* In this order: a shutdown from elsewhere must not hit whoever gets the number next. */
         lane_take(lane, -1, 0);
+        close(fd.fd);
         r->bound--;
     }
 }
