@@ -122,6 +122,8 @@ static int take_text(const struct member *member, const cJSON *value, void *fiel
 
     if (!cJSON_IsString(value))
         return error_set(err, EINVAL, "'%s' must be a text", member->key);
+    if (member->type == MEMBER_URI)
+        return cli_destination(value->valuestring, field, err);
     if (value->valuestring[0] == '\0') {
         *(char *)field = '\0';
         return 0;

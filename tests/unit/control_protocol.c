@@ -31,6 +31,8 @@ static const struct bad_case {
     {"{\"command\":\"migrate\"}", "uri"},
     {"{\"command\":\"migrate\",\"uri\":1}", "uri"},
     {"{\"command\":\"migrate\",\"uri\":\"nowhere\"}", "uri"},
+    {"{\"command\":\"migrate\",\"uri\":\"\"}", "uri"},
+    {"{\"command\":\"migrate\",\"uri\":\"smoke://h:1\"}", "scheme"},
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"uri\":\"tcp://h:2\"}", "twice"},
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"lanes\":0}", "lanes"},
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"lanes\":65}", "lanes"},
