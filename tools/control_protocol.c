@@ -11,7 +11,7 @@
 #include "transport/transport.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define LARGEST      ((uint64_t)1 << 53) /* up to here a JSON number is exact */
+#define LARGEST      CONTROL_MAX_NUMBER
 
 /* One member of a request: where it goes and what it may be. */
 enum member_type {

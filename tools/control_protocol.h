@@ -8,7 +8,8 @@
 #include "migrate/incoming.h"
 #include "migrate/migration.h"
 
-enum { CONTROL_MAX_LINE = 64 << 10 }; /* bytes of one request, without the newline */
+enum { CONTROL_MAX_LINE = 64 << 10 };          /* bytes of one request, without the newline */
+#define CONTROL_MAX_NUMBER ((uint64_t)1 << 53) /* up to here a JSON number is exact */
 
 enum control_command {
     CONTROL_STATUS,

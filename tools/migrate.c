@@ -254,6 +254,20 @@ static int move(struct viewer *v, const struct control_request *request, struct 
     return code;
 }
 
+/* What the control socket would not take either, but by the names that the user knows. */
+static int check_limits(const struct migration_options *options, struct error *err)
+{
+    if (options->limits.downtime_ns == 0)
+        return error_set(err, EINVAL, "--downtime-limit: it must be above 0");
+    if (options->limits.downtime_ns > CONTROL_MAX_NUMBER)
+        return error_set(err, ERANGE, "--downtime-limit: more than 104 days");
+    if (options->limits.max_time_ns > CONTROL_MAX_NUMBER)
+        return error_set(err, ERANGE, "--max-time: more than 104 days");
+    if (options->max_bandwidth > CONTROL_MAX_NUMBER)
+        return error_set(err, ERANGE, "--max-bandwidth: more than 8 PiB/s");
+    return 0;
+}
+
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct migrate_values values = {0};
@@ -268,7 +282,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     code = cli_begin(self, argc, argv, &values, arguments);
     if (code >= 0)
         return code;
-    if (guest_name_check(arguments[0], &err) < 0 ||
+    if (guest_name_check(arguments[0], &err) < 0 || check_limits(&values.migrate, &err) < 0 ||
         cli_destination(arguments[1], &values.migrate.destination, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "%s", err.text);
     if (values.json[0] && atomic_file_open(values.json, &json, &err) < 0)
