@@ -34,6 +34,8 @@ static int send_all(int socket, const char *bytes, size_t size, struct error *er
 
         if (sent < 0 && errno == EINTR)
             continue;
+        if (sent < 0 && errno == EAGAIN)
+            return error_set(err, ETIMEDOUT, "the guest's process does not answer");
         if (sent < 0)
             return error_set_errno(err, errno, "the guest's process takes no request");
         bytes += sent;

@@ -12,7 +12,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { FILE_NAME_SIZE = GUEST_NAME_SIZE + 8, BACKLOG = 64 };
+enum { FILE_NAME_SIZE = GUEST_NAME_SIZE + 8, BACKLOG = 64, CONNECT_S = 2 };
 
 int guest_name_check(const char *name, struct error *err)
 {
@@ -182,13 +182,17 @@ void name_release(struct name_claim *claim)
     close(claim->directory);
 }
 
-static int connect_at(int directory, const char *name)
+/* A stopped process accepts nothing: once its queue is full connecting would wait for ever. -EAGAIN
+ * after CONNECT_S then, as for a later send that nobody reads. */
+static int connect_at(int directory, const char *name, int flags)
 {
+    struct timeval limit = {.tv_sec = CONNECT_S};
     struct sockaddr_un address;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
 
     if (fd < 0)
         return -errno;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
     socket_address(directory, name, &address);
     if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
         int code = errno;
@@ -232,8 +236,10 @@ int runtime_connect(const char *name, struct error *err)
     }
     if (directory < 0)
         return directory;
-    fd = connect_at(directory, name);
+    fd = connect_at(directory, name, 0);
     close(directory);
+    if (fd == -EAGAIN)
+        return error_set(err, ETIMEDOUT, "the process of guest '%s' does not answer", name);
     if (fd == -ENOENT || fd == -ECONNREFUSED)
         return no_such_guest(name, err);
     if (fd < 0)
@@ -251,10 +257,10 @@ static bool is_live_socket(int directory, const struct dirent *entry, char name[
         return false;
     memcpy(name, entry->d_name, length - 5);
     name[length - 5] = '\0';
-    fd = connect_at(directory, name);
+    fd = connect_at(directory, name, SOCK_NONBLOCK);
     if (fd >= 0)
         close(fd);
-    return fd >= 0;
+    return fd >= 0 || fd == -EAGAIN; /* full: there is somebody, who does not answer */
 }
 
 static int compare_names(const void *a, const void *b)
