@@ -165,6 +165,9 @@ static int run(const struct cli_command *self, int argc, char **argv)
             return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
         if (!values.watch)
             return EXIT_CODE_DONE;
+        /* SIGPIPE is ignored: without this it would go on for a reader that has left. */
+        if (fflush(stdout) != 0 || ferror(stdout))
+            return cli_fail(self, EXIT_CODE_FAILED, "nobody reads what this prints any more");
         values.headless = !redraw;
         clock_sleep_until(clock_now() + WATCH_MS * NS_PER_MS);
     }
