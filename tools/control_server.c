@@ -80,7 +80,7 @@ static void drop_client(struct client *client)
     uv_close((uv_handle_t *)&client->pipe, on_client_close);
 }
 
-static struct client *find_client(struct control_server *server, uint64_t number)
+static struct client *find_client(const struct control_server *server, uint64_t number)
 {
     struct client *client;
 
@@ -139,6 +139,13 @@ void control_server_send(struct control_server *server, uint64_t number, cJSON *
     if (client)
         send_to(client, message);
     cJSON_Delete(message);
+}
+
+bool control_server_is_behind(const struct control_server *server, uint64_t number)
+{
+    const struct client *client = server ? find_client(server, number) : NULL;
+
+    return client && uv_stream_get_write_queue_size((const uv_stream_t *)&client->pipe) > 0;
 }
 
 void control_server_error(struct control_server *server, uint64_t number, const char *format, ...)

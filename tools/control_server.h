@@ -21,6 +21,8 @@ int control_server_start(uv_loop_t *loop, int socket, control_handler_fn *handle
 /* Sends a line; takes `message`. Nothing happens when the client has gone; a client that does not
  * read its lines is dropped. */
 void control_server_send(struct control_server *server, uint64_t client, cJSON *message);
+/* True when the client has not read all it was sent: what can be left out should be. */
+bool control_server_is_behind(const struct control_server *server, uint64_t client);
 /* {"error": text} */
 void control_server_error(struct control_server *server, uint64_t client, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -278,6 +278,9 @@ static void send_progress(struct guest_process *p, const struct migration_status
 {
     cJSON *json = cJSON_CreateObject();
 
+    if (control_server_is_behind(p->server, p->subscriber))
+        return;
+    json = cJSON_CreateObject();
     cJSON_AddItemToObject(json, "progress", control_progress_to_json(status));
     control_server_send(p->server, p->subscriber, json);
 }

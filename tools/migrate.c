@@ -143,10 +143,26 @@ static int leave(const struct viewer *v)
                     v->guest);
 }
 
+static bool still_answers(const char *guest)
+{
+    struct control_request request = {.command = CONTROL_STATUS};
+    cJSON *reply = NULL;
+    bool answers = control_call(guest, &request, CONTROL_TIMEOUT_MS, &reply, NULL) == 0;
+
+    cJSON_Delete(reply);
+    return answers;
+}
+
 /* The guest's process is gone or silent: what that means depends on how far it had come. */
 static int lost(const struct viewer *v, const struct error *err)
 {
     clear_bar(v);
+    if (still_answers(v->guest))
+        return cli_fail(
+            v->command, EXIT_CODE_LEFT,
+            "the connection to the guest's process was lost, but it goes on: see wander "
+            "status %s",
+            v->guest);
     if (v->status.phase == MIGRATION_COMMITTING || v->status.phase == MIGRATION_IN_DOUBT)
         return cli_fail(
             v->command, EXIT_CODE_IN_DOUBT,
@@ -154,7 +170,9 @@ static int lost(const struct viewer *v, const struct error *err)
             "wander resolve %s if it is in doubt too",
             err->text, v->status.session);
     return cli_fail(v->command, EXIT_CODE_NOT_RUNNING,
-                    "%s during the migration, and the guest '%s' with it", err->text, v->guest);
+                    "%s during the migration, and the guest '%s' with it, unless it runs at the "
+                    "destination by now: look there",
+                    err->text, v->guest);
 }
 
 /* Receives until the last object, which the caller frees; else returns the exit code. */

@@ -32,6 +32,7 @@ static void answer(void *context, uint64_t client, const struct control_request 
 
     cJSON_AddNumberToObject(json, "command", request->command);
     cJSON_AddNumberToObject(json, "client", (double)client);
+    cJSON_AddBoolToObject(json, "first_is_behind", control_server_is_behind(f->server, 1));
     if (request->command == CONTROL_CONSOLE)
         cJSON_AddStringToObject(json, "console", big);
     control_server_send(f->server, client, json);
@@ -172,6 +173,41 @@ Test(control_server, drops_a_client_that_does_not_read, .timeout = 60)
         cJSON_Delete(reply);
     }
     cr_expect_eq(err.code, ECONNRESET, "expected the connection to be closed, got: %s", err.text);
+    control_close(&c);
+    finish(&f);
+}
+
+static void expect_first_behind(bool behind)
+{
+    struct control_request request = {.command = CONTROL_STATUS};
+    struct error err = {0};
+    cJSON *reply = NULL;
+
+    cr_assert_eq(control_call("guest", &request, 5000, &reply, &err), 0, "%s", err.text);
+    cr_expect_eq(cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "first_is_behind")), behind,
+                 "expected the first client %s", behind ? "to be behind" : "to have read all");
+    cJSON_Delete(reply);
+}
+
+Test(control_server, knows_who_is_behind, .timeout = 60)
+{
+    static const char request[] = "{\"command\":\"console\"}\n";
+    struct control_connection c;
+    struct error err = {0};
+    struct fixture f;
+
+    start(&f);
+    cr_assert_eq(control_open("guest", &c, &err), 0, "%s", err.text);
+    send_text(&c, request, strlen(request));
+    expect_answer(&c, 0, "");
+    expect_first_behind(false);
+    for (int i = 0; i < 8; i++)
+        send_text(&c, request, strlen(request));
+    /* Answered in turn: once the second client has its answer, these have theirs. */
+    expect_first_behind(true);
+    for (int i = 0; i < 8; i++)
+        expect_answer(&c, 0, "");
+    expect_first_behind(false);
     control_close(&c);
     finish(&f);
 }
