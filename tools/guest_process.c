@@ -123,15 +123,27 @@ static void run_destroy(struct job *job)
     job->guest->ops->destroy(job->guest);
 }
 
+/* Tells who asked for the end that it has come. */
+static void answer_quitter(struct guest_process *p, const char *text)
+{
+    cJSON *json;
+
+    if (!p->quitter)
+        return;
+    json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "message", text);
+    control_server_send(p->server, p->quitter, json);
+}
+
 static void destroy_done(struct guest_process *p, struct job *job)
 {
     (void)job;
-    if (p->quitter) {
-        cJSON *json = cJSON_CreateObject();
-
-        cJSON_AddStringToObject(json, "message", "the guest was ended");
-        control_server_send(p->server, p->quitter, json);
-    }
+    if (p->moved && p->quitter)
+        control_server_error(p->server, p->quitter,
+                             "guest '%s' had moved away already: end it at its destination",
+                             p->claim.name);
+    else
+        answer_quitter(p, "the guest was ended");
     stop(p);
 }
 
@@ -146,6 +158,7 @@ static void arrived(struct guest_process *p, struct job *job)
 {
     p->guest = job->guest;
     if (!p->guest) {
+        answer_quitter(p, "the session was ended; no guest came of it here");
         stop(p);
         return;
     }
@@ -301,7 +314,8 @@ static void step_migration(struct guest_process *p)
     }
     if (status.finished) {
         p->stuck = status.phase == MIGRATION_STUCK;
-        p->ending |= status.phase == MIGRATION_COMPLETED || p->destroyed;
+        p->moved = status.phase == MIGRATION_COMPLETED;
+        p->ending |= p->moved || p->destroyed;
         guest_process_start_job(p, run_free_migration, migration_freed);
         return;
     }

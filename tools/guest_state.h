@@ -74,6 +74,7 @@ struct guest_process {
     const char *full;
     int events;
     bool stuck;       /* ours, paused, and could not be resumed after a failed migration */
+    bool moved;       /* the migration has completed: what is left here is an empty shell */
     bool destroyed;   /* resolved so: ends once the migration has */
     bool ending;      /* asked to end */
     bool stopped;     /* the loop is being left */
