@@ -385,6 +385,14 @@ static void on_signal(uv_signal_t *handle, int number)
     guest_process_end(handle->data, 0);
 }
 
+/* As it is in the background of a script: Ctrl-C there is meant for others. */
+static bool is_ignored(int number)
+{
+    struct sigaction now;
+
+    return sigaction(number, NULL, &now) == 0 && now.sa_handler == SIG_IGN;
+}
+
 static struct guest_process *process_open(void)
 {
     struct guest_process *p = calloc(1, sizeof(*p));
@@ -400,7 +408,8 @@ static struct guest_process *process_open(void)
     uv_signal_init(&p->loop, &p->interrupt);
     uv_signal_init(&p->loop, &p->terminate);
     p->changed.data = p->interrupt.data = p->terminate.data = p;
-    uv_signal_start(&p->interrupt, on_signal, SIGINT);
+    if (!is_ignored(SIGINT))
+        uv_signal_start(&p->interrupt, on_signal, SIGINT);
     uv_signal_start(&p->terminate, on_signal, SIGTERM);
     return p;
 }
