@@ -9,6 +9,7 @@
 #include "tools/guest_process.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -289,7 +290,7 @@ static void migration_freed(struct guest_process *p, struct job *job)
 
 static void send_progress(struct guest_process *p, const struct migration_status *status)
 {
-    cJSON *json = cJSON_CreateObject();
+    cJSON *json;
 
     if (control_server_is_behind(p->server, p->subscriber))
         return;
@@ -399,7 +400,7 @@ static struct guest_process *process_open(void)
 
     if (!p)
         return NULL;
-    p->events = -1;
+    p->events = p->once = -1;
     if (uv_loop_init(&p->loop) < 0 || uv_mutex_init(&p->mutex) < 0) {
         free(p);
         return NULL;
@@ -459,11 +460,13 @@ int guest_process_new(struct name_claim *claim, guest_maker_fn *make, void *cont
 /* Session thread: claims the name that the guest would have here. */
 static void check_name(void *context, const char *name, struct reasons *reasons)
 {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     struct guest_process *p = context;
     struct error err = {0};
 
-    if (p->full) {
-        reasons_add(reasons, "%s", p->full);
+    if (p->once >= 0 && fcntl(p->once, F_SETLK, &lock) < 0) {
+        reasons_add(reasons, "this receiver takes --once a guest, and has one or is being sent one "
+                             "already: start another wander receive");
         return;
     }
     uv_mutex_lock(&p->mutex);
@@ -495,7 +498,7 @@ int guest_process_arriving(const struct arrival *arrival)
     }
     p->arriving = true;
     p->events = arrival->events;
-    p->full = arrival->full;
+    p->once = arrival->once;
     options.name_check = check_name;
     options.name_context = p;
     if (incoming_start(arrival->socket, &options,

@@ -19,8 +19,8 @@ struct arrival {
     int events; /* where the listener hears of it, a JSON line each: {"event": "started", "guest":
                    NAME},
                    {"event": "ended", "message": WHY}; taken */
-    const char *full; /* NULL, or the reason why no guest is taken any more (questions are answered
-                         all the same) */
+    int once; /* -1, or a file: only the session that can lock it (fcntl(2): as long as its process
+                 lives) takes a guest; questions are answered all the same */
     const struct incoming_options *options; /* name_check is filled in here */
 };
 

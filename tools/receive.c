@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/queue.h>
 #include <uv.h>
 
@@ -50,7 +51,7 @@ struct listener {
     LIST_HEAD(, session) sessions;
     unsigned forming; /* sessions that are no guests yet */
     unsigned last_number;
-    bool taken; /* --once: the guest is here */
+    int once; /* -1, or what SESSION_ONCE is for */
     bool stopping;
     int exit_code;
 };
@@ -162,7 +163,6 @@ static void on_started(struct session *session, const char *guest)
         return;
     session->started = true;
     l->forming--;
-    l->taken |= l->values->once;
     snprintf(session->guest, sizeof(session->guest), "%s", guest);
     printf("[%u] guest %s runs here\n", session->number, session->guest);
 }
@@ -230,6 +230,7 @@ static int spawn(struct session *session, uv_os_fd_t socket)
         [SESSION_SOCKET] = {.flags = UV_INHERIT_FD, .data.fd = socket},
         [SESSION_EVENTS] = {.flags = UV_CREATE_PIPE | UV_WRITABLE_PIPE,
                             .data.stream = (uv_stream_t *)&session->events},
+        [SESSION_ONCE] = {.flags = UV_INHERIT_FD, .data.fd = session->listener->once},
     };
     uv_process_options_t how = {
         .exit_cb = on_exit_of,
@@ -237,16 +238,15 @@ static int spawn(struct session *session, uv_os_fd_t socket)
         .args = arguments,
         .flags = UV_PROCESS_DETACHED,
         .stdio = descriptors,
-        .stdio_count = sizeof(descriptors) / sizeof(descriptors[0]),
+        .stdio_count = session->listener->once < 0 ? SESSION_ONCE : SESSION_ONCE + 1,
     };
     unsigned count = 2;
 
     add_argument(arguments, &count, "--name", values->name);
     add_argument(arguments, &count, "--guest", values->kind);
     add_argument(arguments, &count, "--filter", values->filter);
-    if (session->listener->taken)
-        add_argument(arguments, &count, "--full",
-                     "this receiver took --once a guest already: start another wander receive");
+    if (session->listener->once >= 0)
+        arguments[count++] = "--once";
     return uv_spawn(&session->listener->loop, &session->process, &how);
 }
 
@@ -347,11 +347,13 @@ static int listener_open(struct listener *l, int socket)
 static int serve(const struct cli_command *self, const struct receive_values *values, int socket,
                  struct address bound)
 {
-    struct listener l = {.values = values};
+    struct listener l = {.values = values, .once = -1};
     struct session *session;
     char uri[sizeof(struct address) + 16];
     int rc = listener_open(&l, socket);
 
+    if (rc == 0 && values->once && (l.once = memfd_create("wander-once", MFD_CLOEXEC)) < 0)
+        rc = -errno;
     if (rc < 0)
         return cli_fail(self, EXIT_CODE_FAILED, "cannot serve the listening socket: %s",
                         uv_strerror(rc));
@@ -381,7 +383,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct receive_values values = {.max_sessions = 4};
     const char *arguments[CLI_MAX_ARGUMENTS];
-    struct address bound;
+    struct address bound, local;
     struct error err = {0};
     int socket, code = cli_begin(self, argc, argv, &values, arguments);
 
@@ -393,6 +395,13 @@ static int run(const struct cli_command *self, int argc, char **argv)
     socket = address_listen(&values.listen, &bound.port, &err);
     if (socket < 0)
         return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
+    /* A name may have been resolved to something else the second time. */
+    if (!values.insecure &&
+        (address_of_local(socket, "tcp", &local, &err) < 0 || !address_is_loopback(&local)))
+        return cli_fail(self, EXIT_CODE_FAILED,
+                        "--listen: '%s' is not loopback any more: say its "
+                        "address, or --insecure",
+                        values.listen.host);
     return serve(self, &values, socket, bound);
 }
 

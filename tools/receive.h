@@ -6,6 +6,7 @@
 enum {
     SESSION_SOCKET = 3, /* the accepted control connection */
     SESSION_EVENTS = 4, /* to the listener: lines as guest_process.h has them */
+    SESSION_ONCE = 5,   /* --once: a file that the one session locks which takes the guest */
 };
 
 enum { SESSION_MAX_EVENT = 2048 }; /* bytes of one line */

@@ -11,7 +11,8 @@
 #include "tools/receive.h"
 
 struct session_values {
-    char name[GUEST_NAME_SIZE], kind[GUEST_KIND_SIZE], filter[128], full[256];
+    char name[GUEST_NAME_SIZE], kind[GUEST_KIND_SIZE], filter[128];
+    bool once;
 };
 
 static const struct cli_option options[] = {
@@ -20,8 +21,8 @@ static const struct cli_option options[] = {
     {"guest", "KIND", "the only kind accepted", cli_text, CLI_FIELD(struct session_values, kind)},
     {"filter", "SPEC", "around the transport", cli_filter,
      CLI_FIELD(struct session_values, filter)},
-    {"full", "REASON", "why no guest is taken any more", cli_text,
-     CLI_FIELD(struct session_values, full)},
+    {"once", NULL, "take a guest only when no other session does", cli_flag,
+     CLI_FIELD(struct session_values, once)},
     {0},
 };
 
@@ -41,7 +42,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     struct session_values values = {0};
     struct incoming_options incoming = {0};
     struct arrival arrival = {
-        .socket = SESSION_SOCKET, .events = SESSION_EVENTS, .options = &incoming};
+        .socket = SESSION_SOCKET, .events = SESSION_EVENTS, .once = -1, .options = &incoming};
     const char *arguments[CLI_MAX_ARGUMENTS];
     int code = cli_begin(self, argc, argv, &values, arguments);
 
@@ -52,7 +53,8 @@ static int run(const struct cli_command *self, int argc, char **argv)
     memcpy(incoming.name, values.name, sizeof(incoming.name));
     memcpy(incoming.kind, values.kind, sizeof(incoming.kind));
     memcpy(incoming.filter, values.filter, sizeof(incoming.filter));
-    arrival.full = values.full[0] ? values.full : NULL;
+    if (values.once && fcntl(SESSION_ONCE, F_SETFD, FD_CLOEXEC) == 0)
+        arrival.once = SESSION_ONCE;
     return guest_process_arriving(&arrival);
 }
 

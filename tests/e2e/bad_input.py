@@ -1,11 +1,15 @@
 #!/usr/bin/python3
 """Bad input gets one clear line on stderr and the right exit code; nothing is lost and nothing hangs."""
 
+import contextlib
+import errno
 import os
+import signal
 import socket
+import subprocess
 
 from cases import run_cases
-from hosts import EXIT_FAILED, EXIT_USAGE, World, expect, free_port, running, wait_until
+from hosts import EXIT_FAILED, EXIT_USAGE, PROGRAM, Failure, World, expect, free_port, running, wait_until
 
 USAGE, FAILED, ANY = (EXIT_USAGE,), (EXIT_FAILED,), (EXIT_FAILED, EXIT_USAGE)
 
@@ -146,6 +150,58 @@ def stale_socket(context):
         host.must("quit", "guest")
 
 
+def stopped_process(context):
+    """A guest's process that takes no connection any more keeps nobody waiting for ever."""
+    with World() as world, contextlib.ExitStack() as connections:
+        host = world.host("a")
+        lab = host.lab("guest", accel=context.accel)
+        lab.signal(signal.SIGSTOP)
+        try:
+            for _ in range(200):
+                control = connections.enter_context(socket.socket(socket.AF_UNIX))
+                control.setblocking(False)
+                if control.connect_ex(str(host.runtime / "guest.sock")) == errno.EAGAIN:
+                    break
+            one_clear_line(host, ["status", "guest"], FAILED, ["guest", "does not answer"])
+            listed = host.run("status")
+            expect("guest" in listed.stderr and "does not answer" in listed.stderr,
+                   f"expected the list to name the silent guest; got {listed.stdout!r} {listed.stderr!r}")
+        finally:
+            lab.signal(signal.SIGCONT)
+
+
+def one_guest_only(context):
+    """Two sources at the same time, to a receiver that takes one guest."""
+    with World() as world:
+        sources, destination = [world.host("a"), world.host("b")], world.host("c")
+        receiver = destination.receive(once=True)
+        for source, name in zip(sources, ("first", "second")):
+            source.lab(name, accel=context.accel)
+        first = sources[0].start_migrate("first", receiver.uri, "--filter", "rate=8M", "--downtime-limit", "1m")
+        wait_until(lambda: destination.guests() == ["first"], 10, "the first guest to be on its way")
+        second = sources[1].start_migrate("second", receiver.uri)
+        code, said = second.wait(20), second.output()
+        expect(code == EXIT_FAILED and "--once" in said, f"expected the second to be refused; got {code}: {said}")
+        expect(first.wait(60) == 0, f"expected the first to arrive; it said: {first.output()}")
+        expect(len(running([(sources[1], "second"), (destination, "first")])) == 2, "expected both to run")
+
+
+def nobody_watches(context):
+    with World() as world:
+        host = world.host("a")
+        host.lab("guest", accel=context.accel)
+        with subprocess.Popen([PROGRAM, "status", "guest", "--watch"], env=host.env, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL) as watch:
+            watch.stdout.readline()
+            watch.stdout.close()
+            try:
+                watch.wait(10)
+            except subprocess.TimeoutExpired:
+                watch.kill()
+                raise Failure("expected 'wander status --watch' to end when its reader has left") from None
+
+
 run_cases(__doc__, {"command line": command_line, "around a guest": around_a_guest, "occupied port": occupied_port,
                     "name in use there": name_in_use_there, "control socket": control_socket,
-                    "stale socket": stale_socket})
+                    "stale socket": stale_socket, "stopped process": stopped_process,
+                    "one guest only": one_guest_only, "nobody watches": nobody_watches})
