@@ -2,16 +2,21 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 int atomic_file_open(const char *path, struct atomic_file *out, struct error *err)
 {
+    char target[PATH_MAX];
     struct stat st;
 
     *out = (struct atomic_file){0};
+    if (realpath(path, target)) /* what a link leads to is replaced, not the link */
+        path = target;
     if (strlen(path) >= sizeof(out->path))
         return error_set(err, ENAMETOOLONG, "the path is too long");
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
