@@ -28,6 +28,15 @@ def parse_options():
     return parser.parse_args()
 
 
+def check_json(path):
+    """Before the work, not after it."""
+    try:
+        if path:
+            open(path, "a").close()
+    except OSError as error:
+        raise Failure(f"--json: cannot write {path}: {error.strerror}") from None
+
+
 def choose_accel(wish):
     reason = hosts.kvm_reason()
     if reason and wish == "kvm":
@@ -106,6 +115,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     options = parse_options()
     try:
+        check_json(options.json)
         accel = choose_accel(options.accel)
         goodput = measure_goodput(accel)
         print(f"An idle guest moves at {goodput / MIB:.0f} MiB/s here.")
