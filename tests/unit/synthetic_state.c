@@ -246,6 +246,30 @@ Test(synthetic_state, save_and_load_only_at_rest)
     g->ops->destroy(g);
 }
 
+static void start_pause_and_load(void)
+{
+    struct guest *g = make_guest(1, "hot=8K"), *incoming;
+    struct guest_description d = describe(g);
+    struct error err = {0};
+
+    cr_assert_eq(g->ops->resume(g, &err), 0, "%s", err.text);
+    cr_assert_eq(g->ops->pause(g, &err), 0, "%s", err.text);
+    struct guest_state state = saved(g);
+    cr_assert_eq(synthetic_guest_kind.incoming(&d, &incoming, &err), 0, "%s", err.text);
+    cr_expect_eq(load(incoming, state.bytes, state.size), 0, "a state saved right after the start");
+    incoming->ops->destroy(incoming);
+    g->ops->destroy(g);
+    guest_state_free(&state);
+    guest_description_free(&d);
+}
+
+/* Most of these are paused again before a vCPU has looked at the clock. */
+Test(synthetic_state, paused_as_soon_as_started)
+{
+    for (int i = 0; i < 50; i++)
+        start_pause_and_load();
+}
+
 Test(synthetic_state, tracker_names)
 {
     struct guest *g = make_guest(1, "hot=8K");

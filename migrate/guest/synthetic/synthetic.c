@@ -368,7 +368,7 @@ static int synthetic_resume(struct guest *g, struct error *err)
     (void)err;
     pthread_mutex_lock(&s->lock);
     if (s->started_at == 0)
-        s->started_at = clock_now() + (uint64_t)s->clock_delta;
+        s->started_at = s->last_seen = clock_now() + (uint64_t)s->clock_delta;
     s->ran = true;
     s->resumed_at = s->hold ? 0 : s->resumed_at;
     s->hold = false;
