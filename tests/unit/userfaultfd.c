@@ -192,10 +192,12 @@ Test(userfaultfd, one_at_a_time)
     start(&f);
     cr_assert_eq(userfaultfd_tracker_new(&f.region, 1, &second, &err), 0, "%s", err.text);
     cr_expect_eq(second->ops->start(second, &err), -EBUSY, "%s", err.text);
+    f.base[0] = 1;
+    cr_expect_eq(collect(&f), 1, "a second tracker's attempt disturbs the first");
     f.tracker->ops->stop(f.tracker);
     error_clear(&err);
     cr_expect_eq(second->ops->start(second, &err), 0, "%s", err.text);
-    f.base[0] = 1;
+    f.base[0] = 2;
     uint64_t pages = 0;
     cr_expect_eq(second->ops->collect(second, &pages, &err), 0, "%s", err.text);
     cr_expect_eq(pages, 1);

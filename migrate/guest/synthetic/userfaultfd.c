@@ -33,7 +33,7 @@ struct userfaultfd_tracker {
     int pagemap;
     pthread_mutex_t lock; /* over `marked` of all regions and `mark_failed` */
     int mark_failed;      /* -ENOMEM: a mark was lost; collect reports it */
-    unsigned count;
+    unsigned count, registered; /* the first ones are registered with `faults` */
     struct tracked_region regions[];
 };
 
@@ -138,12 +138,14 @@ static void uffd_stop(struct tracker *t)
     for (unsigned i = 0; i < u->count; i++) {
         struct uffdio_range range = {.start = (uintptr_t)u->regions[i].region.host,
                                      .len = u->regions[i].region.size};
-        ioctl(u->faults, UFFDIO_UNREGISTER, &range);
+        if (i < u->registered) /* or older kernels would end another tracker's registration */
+            ioctl(u->faults, UFFDIO_UNREGISTER, &range);
         dirty_map_clear(&u->regions[i].collected);
         dirty_map_clear(&u->regions[i].marked);
     }
     close(u->faults);
     u->faults = -1;
+    u->registered = 0;
 }
 
 /* Arms all that is populated: what is written from here on is dirty, what was written before is for
@@ -162,6 +164,7 @@ static int uffd_start(struct tracker *t, struct error *err)
     for (unsigned i = 0; i < u->count && rc == 0; i++) {
         const struct guest_region *region = &u->regions[i].region;
         rc = register_region(u->faults, region, err);
+        u->registered += rc == 0;
         if (rc == 0 && (rc = scan_region(u->pagemap, region, PAGEMAP_WRITTEN_ARM, NULL)) < 0)
             scan_failed(region, rc, err);
     }
