@@ -128,8 +128,6 @@ static int take_text(const struct member *member, const cJSON *value, void *fiel
         *(char *)field = '\0';
         return 0;
     }
-    if (member->type == MEMBER_URI)
-        return address_parse(value->valuestring, field, err);
     if (member->type == MEMBER_FILTER)
         return cli_filter(&text, value->valuestring, field, err);
     return cli_text(&text, value->valuestring, field, err);
