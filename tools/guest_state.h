@@ -71,7 +71,7 @@ struct guest_process {
     int last_exit_code;
 
     bool arriving, announced; /* came from a listener; the listener knows that the guest runs */
-    int events, once; /* see struct arrival */
+    int events, once;         /* see struct arrival */
 
     bool stuck;       /* ours, paused, and could not be resumed after a failed migration */
     bool moved;       /* the migration has completed: what is left here is an empty shell */
