@@ -28,13 +28,11 @@ static struct dirty_log *of(struct tracker *t)
 static int log_start(struct tracker *t, struct error *err)
 {
     struct dirty_log *log = of(t);
-    int ret;
 
     for (unsigned i = 0; i < log->lab->region_count; i++)
         dirty_bitmap_clear(&log->maps[i]);
-    ret = machine_log_writes(log->lab->machine, true, err);
-    log->started = ret == 0;
-    return ret;
+    log->started = true; /* even if one slot refuses: another may log by then */
+    return machine_log_writes(log->lab->machine, true, err);
 }
 
 /* The snapshot replaces `found`: of what was found before, KVM still has the bits. Marks by hand
