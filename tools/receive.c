@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/queue.h>
+#include <unistd.h>
 #include <uv.h>
 
 #include "tools/commands.h"
@@ -391,6 +392,9 @@ static int run(const struct cli_command *self, int argc, char **argv)
         return code;
     if (check_values(&values, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "%s", err.text);
+    /* What we were born with is not for guests that outlive us: a shell's lock, a pipe whose end
+     * somebody waits for. */
+    close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
     bound = values.listen;
     socket = address_listen(&values.listen, &bound.port, &err);
     if (socket < 0)
