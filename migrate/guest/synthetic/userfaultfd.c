@@ -31,8 +31,8 @@ struct userfaultfd_tracker {
     struct tracker tracker;
     int faults; /* the userfaultfd while started, else -1 */
     int pagemap;
-    pthread_mutex_t lock; /* over `marked` of all regions and `mark_failed` */
-    int mark_failed;      /* -ENOMEM: a mark was lost; collect reports it */
+    pthread_mutex_t lock;       /* over `marked` of all regions and `mark_failed` */
+    int mark_failed;            /* -ENOMEM: a mark was lost; collect reports it */
     unsigned count, registered; /* the first ones are registered with `faults` */
     struct tracked_region regions[];
 };
