@@ -19,7 +19,8 @@ sys.path.insert(0, str(TESTS.parent / "testbed"))
 
 from hosts import kvm_reason, seed_from  # noqa: E402
 
-QUICK_LIMIT, FULL_LIMIT = 240, 6 * 3600  # s, for one e2e program
+QUICK_LIMIT, FULL_LIMIT = 240, 3600  # s, for one e2e program
+GRACE = 30  # s, for it to clean up
 SKIPPED = 77
 
 
@@ -111,13 +112,23 @@ def run_e2e(build, directory, options, accel, count):
             run_program(name, [str(program), *arguments], environment, FULL_LIMIT if options.full else QUICK_LIMIT, count)
 
 
+def end_in_time(process, limit):
+    """After the limit it is asked to end and clean up; a while later its whole process group is ended."""
+    def ask(*_):
+        process.send_signal(signal.SIGTERM)
+        signal.signal(signal.SIGALRM, lambda *_: os.killpg(process.pid, signal.SIGKILL))
+        signal.alarm(GRACE)
+
+    signal.signal(signal.SIGALRM, ask)
+    signal.alarm(limit)
+
+
 def run_program(name, argv, environment, limit, count):
     """One e2e program; each of its `ok`, `FAIL` and `skip` lines is a test."""
     started = time.monotonic()
     process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
-    signal.signal(signal.SIGALRM, lambda *_: process.send_signal(signal.SIGTERM))
-    signal.alarm(limit)
+    end_in_time(process, limit)
     lines = []
     for line in process.stdout:
         lines.append(line)
