@@ -6,14 +6,14 @@
 
 #include <xxhash.h>
 
-enum { PAGES_NAMED = 8 };
+enum { RUNS_NAMED = 8 };
 
 struct comparison {
     struct guest *guest;
     const struct verify_peer *peer;
     uint64_t ours[PROTO_MAX_HASHES], theirs[PROTO_MAX_HASHES];
-    uint64_t chunks, bad_chunks, bad_pages;
-    char named[256]; /* the first pages that differ */
+    uint64_t chunks, bad_chunks, bad_runs;
+    char named[512]; /* the first runs of pages that differ */
 };
 
 int verify_hash(struct guest *guest, const struct verify_message *request, uint64_t *out,
@@ -47,14 +47,15 @@ static int fetch(struct comparison *c, const struct verify_message *request, str
     return result ? result : c->peer->hashes(c->peer->context, c->theirs, request->count, err);
 }
 
-static void name_page(struct comparison *c, const struct guest_region *region, uint64_t page)
+static void name_run(struct comparison *c, const struct guest_region *region, uint64_t first,
+                     uint32_t pages)
 {
     size_t used = strlen(c->named);
 
-    c->bad_pages++;
-    if (c->bad_pages <= PAGES_NAMED)
-        snprintf(c->named + used, sizeof(c->named) - used, "%s%s+0x%llx", used ? ", " : "",
-                 region->name, (unsigned long long)(page * GUEST_PAGE_SIZE));
+    if (++c->bad_runs <= RUNS_NAMED)
+        snprintf(c->named + used, sizeof(c->named) - used, "%s%s+0x%llx (%u page%s)",
+                 used ? ", " : "", region->name, (unsigned long long)(first * GUEST_PAGE_SIZE),
+                 pages, pages == 1 ? "" : "s");
 }
 
 static int name_pages(struct comparison *c, const struct guest_region *region, uint64_t chunk,
@@ -67,18 +68,26 @@ static int name_pages(struct comparison *c, const struct guest_region *region, u
         .first = chunk * GUEST_CHUNK_PAGES,
         .count = pages < GUEST_CHUNK_PAGES ? (uint32_t)pages : GUEST_CHUNK_PAGES,
     };
+    uint32_t run = 0;
     int result = fetch(c, &request, err);
 
-    for (uint32_t i = 0; !result && i < request.count; i++)
-        if (c->ours[i] != c->theirs[i])
-            name_page(c, region, request.first + i);
-    return result;
+    if (result)
+        return result;
+    for (uint32_t i = 0; i <= request.count; i++) {
+        if (i < request.count && c->ours[i] != c->theirs[i]) {
+            run++;
+        } else if (run) {
+            name_run(c, region, request.first + i - run, run);
+            run = 0;
+        }
+    }
+    return 0;
 }
 
 static int compare_chunks(struct comparison *c, const struct guest_region *region, uint64_t first,
                           uint64_t count, struct error *err)
 {
-    uint64_t bad[PAGES_NAMED];
+    uint64_t bad[RUNS_NAMED];
     unsigned bad_count = 0;
 
     while (count > 0) {
@@ -95,14 +104,14 @@ static int compare_chunks(struct comparison *c, const struct guest_region *regio
             if (c->ours[i] == c->theirs[i])
                 continue;
             c->bad_chunks++;
-            if (bad_count < PAGES_NAMED)
+            if (bad_count < RUNS_NAMED)
                 bad[bad_count++] = first + i;
         }
         c->chunks += request.count;
         first += request.count;
         count -= request.count;
     }
-    for (unsigned i = 0; i < bad_count && c->bad_pages < PAGES_NAMED; i++) {
+    for (unsigned i = 0; i < bad_count && c->bad_runs < RUNS_NAMED; i++) {
         int result = name_pages(c, region, bad[i], err);
         if (result)
             return result;
@@ -142,11 +151,10 @@ int verify_compare(struct guest *guest, const struct verify_peer *peer, uint64_t
         result = compare_region(&c, &regions[i], err);
     *chunks = c.chunks;
     if (!result && c.bad_chunks)
-        result =
-            error_set(err, EBADMSG,
-                      "verification failed: %llu of %llu chunks differ at the destination, among "
-                      "them page%s %s%s",
-                      (unsigned long long)c.bad_chunks, (unsigned long long)c.chunks,
-                      c.bad_pages == 1 ? "" : "s", c.named, c.bad_pages > PAGES_NAMED ? ", …" : "");
+        result = error_set(err, EBADMSG,
+                           "verification failed: %llu of %llu chunks differ at the destination: "
+                           "%s%s",
+                           (unsigned long long)c.bad_chunks, (unsigned long long)c.chunks, c.named,
+                           c.bad_runs > RUNS_NAMED ? ", …" : "");
     return result;
 }
