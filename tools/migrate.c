@@ -273,15 +273,15 @@ static int move(struct viewer *v, const struct control_request *request, struct 
 }
 
 /* What the control socket would not take either, but by the names that the user knows. */
-static int check_limits(const struct migration_options *options, struct error *err)
+static int check_limits(const struct migration_options *wanted, struct error *err)
 {
-    if (options->limits.downtime_ns == 0)
+    if (wanted->limits.downtime_ns == 0)
         return error_set(err, EINVAL, "--downtime-limit: it must be above 0");
-    if (options->limits.downtime_ns > CONTROL_MAX_NUMBER)
+    if (wanted->limits.downtime_ns > CONTROL_MAX_NUMBER)
         return error_set(err, ERANGE, "--downtime-limit: more than 104 days");
-    if (options->limits.max_time_ns > CONTROL_MAX_NUMBER)
+    if (wanted->limits.max_time_ns > CONTROL_MAX_NUMBER)
         return error_set(err, ERANGE, "--max-time: more than 104 days");
-    if (options->max_bandwidth > CONTROL_MAX_NUMBER)
+    if (wanted->max_bandwidth > CONTROL_MAX_NUMBER)
         return error_set(err, ERANGE, "--max-bandwidth: more than 8 PiB/s");
     return 0;
 }
