@@ -79,8 +79,9 @@ char *migration_report_table(struct migration *m);
 /* Exit code of `wander migrate`: 0 completed, 1 failed and the guest runs here, 3 in doubt, 4
  * stuck. -1 before the end. */
 int migration_exit_code(struct migration *m);
-/* Joins the thread and frees. Blocks until finished (cancel first); not for a thread that must not
- * block. */
+/* Joins the thread and frees. Until then the session port goes on telling what became of the
+ * session: free a failed migration late, for a destination that was cut off has nobody else to ask.
+ * Blocks until finished (cancel first); not for a thread that must not block. */
 void migration_free(struct migration *m);
 
 #endif

@@ -122,6 +122,7 @@ static void make_done(struct guest_process *p, struct job *job)
 static void run_destroy(struct job *job)
 {
     job->guest->ops->destroy(job->guest);
+    migration_free(job->migration);
 }
 
 /* Tells who asked for the end that it has come. */
@@ -282,9 +283,11 @@ static void run_free_migration(struct job *job)
     migration_free(job->migration);
 }
 
-static void migration_freed(struct guest_process *p, struct job *job)
+/* The newest migration that ended stays: its session port tells a destination that missed the end of it. */
+static void migration_ended(struct guest_process *p, struct job *job)
 {
     (void)job;
+    p->past = p->migration;
     p->migration = NULL;
 }
 
@@ -317,7 +320,8 @@ static void step_migration(struct guest_process *p)
         p->stuck = status.phase == MIGRATION_STUCK;
         p->moved = status.phase == MIGRATION_COMPLETED;
         p->ending |= p->moved || p->destroyed;
-        guest_process_start_job(p, run_free_migration, migration_freed);
+        p->job.migration = p->past;
+        guest_process_start_job(p, run_free_migration, migration_ended);
         return;
     }
     if (p->ending && over)
@@ -334,6 +338,8 @@ static void step_ending(struct guest_process *p)
     }
     p->job.guest = p->guest;
     p->guest = NULL;
+    p->job.migration = p->past;
+    p->past = NULL;
     guest_process_start_job(p, run_destroy, destroy_done);
 }
 

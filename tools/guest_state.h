@@ -62,6 +62,7 @@ struct guest_process {
     struct guest_description facts; /* without its platform part; kind "" before it is known */
     struct incoming *incoming;
     struct migration *migration;
+    struct migration *past; /* the newest that failed: still answers its destination; or NULL */
     struct address destination; /* of the newest migration */
     uint64_t subscriber;        /* the client that asked for it */
     int told;                   /* the phase in which its report was given last, or -1 */
