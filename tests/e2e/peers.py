@@ -48,7 +48,7 @@ def peer(reply, then_close):
 
 
 def bad_peers(context):
-    header = proxy.HEADER.pack(proxy.MAGIC, 2, 0, 6, 0)
+    header = proxy.HEADER.pack(proxy.MAGIC, 3, 0, 100, 0)  # of a REFUSE, whose size is free
     table = {
         "silent": (b"", False),
         "closes at once": (b"", True),
