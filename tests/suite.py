@@ -58,7 +58,10 @@ def skip_reason(output):
 def run_ctest(build, directory, options, count):
     """The C tests; criterion's own skips inside a program that passed are counted as well."""
     listed = subprocess.run(["ctest", "--test-dir", directory, "-N"], capture_output=True, text=True, check=True).stdout
-    names = [name for name in re.findall(r"Test +#\d+: (\S+)", listed) if wanted(name, options.filters)]
+    everything = re.findall(r"Test +#\d+: (\S+)", listed)
+    names = [name for name in everything if wanted(name, options.filters)]
+    if not everything:
+        count.add("FAIL", f"{build}/ctest", f"the build in {directory} has no C tests: was it configured without them?")
     if not names:
         return
     with tempfile.TemporaryDirectory() as scratch:
