@@ -135,8 +135,8 @@ Test(synthetic, pace)
         struct guest *g = make_guest(64 * MIB, paces[i].vcpus, paces[i].spec);
         struct error err = {0};
         cr_assert_eq(g->ops->throttle(g, paces[i].throttle, &err), 0);
-        resume_guest(g);
         uint64_t start = clock_now();
+        resume_guest(g);
         sleep_ms(1000);
         pause_guest(g);
         double seconds = ns_to_ms(clock_now() - start) / 1000;
