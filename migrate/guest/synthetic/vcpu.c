@@ -233,6 +233,8 @@ static uint64_t due(struct vcpu *v, uint64_t now)
     if (throttle != v->paced_throttle)
         restart_schedule(v, now);
     uint64_t target = scheduled(v, now - v->paced_from), done = written(v) - v->paced_written;
+    if (target <= done)
+        return 0;
     if (target - done > scheduled(v, BACKLOG) + BATCH) {
         restart_schedule(v, now);
         return BATCH;
