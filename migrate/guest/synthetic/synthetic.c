@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "migrate/guest/host_memory.h"
 #include "migrate/guest/pagemap.h"
 #include "migrate/guest/synthetic/internal.h"
 #include "migrate/guest/synthetic/userfaultfd.h"
@@ -37,23 +38,6 @@ static uint64_t touched_bytes(const struct workload *w, unsigned vcpus)
     return table_stride(w, vcpus) * vcpus + w->touch + beyond;
 }
 
-/* UINT64_MAX where /proc does not say. */
-static uint64_t memory_available(void)
-{
-    char line[128];
-    uint64_t kib, bytes = UINT64_MAX;
-    FILE *file = fopen("/proc/meminfo", "re");
-
-    if (!file)
-        return bytes;
-    while (bytes == UINT64_MAX && fgets(line, sizeof(line), file)) {
-        if (sscanf(line, "MemAvailable: %" SCNu64 " kB", &kib) == 1)
-            bytes = kib * 1024;
-    }
-    fclose(file);
-    return bytes;
-}
-
 /* All that keeps such a guest from being made here, sizes first: the rest computes with them. */
 static void check_config(uint64_t memory, unsigned vcpus, const struct workload *w,
                          struct reasons *reasons)
@@ -72,7 +56,7 @@ static void check_config(uint64_t memory, unsigned vcpus, const struct workload 
     }
     if (vcpus < 1 || vcpus > GUEST_MAX_VCPUS)
         return;
-    uint64_t table = table_stride(w, vcpus) * vcpus, available = memory_available();
+    uint64_t table = table_stride(w, vcpus) * vcpus, available = host_memory_available();
     if (table > memory || workload_check(w, memory - table, &err) < 0) {
         reasons_add(
             reasons, "%s",
