@@ -129,25 +129,21 @@ static uint64_t shortest_downtime(const struct policy_input *input)
     return policy_predict_downtime(input, pages_to_bytes(MARGIN_PAGES));
 }
 
-static bool is_stalled(const struct policy_round *round)
-{
-    return (double)round->dirty_pages_after * 100 > (double)round->pages * PROGRESS_PERCENT;
-}
-
 /* A throttled round was measured at that throttle from end to end, so one says that it does not
- * suffice; to begin with throttling takes more, for it costs the guest. */
+ * suffice; to begin with throttling takes more, for it costs the guest. Progress is judged over all
+ * of these rounds together: a guest that writes in step with the sender has long and short rounds by
+ * turns, and every short one would look like progress. */
 static bool is_stuck(const struct policy_input *input)
 {
     const struct policy_round *last = last_round(input);
     size_t needed = last->throttle ? 1 : STALLED_ROUNDS;
+    double progress = 1;
 
     if (input->round_count < needed)
         return false;
-    for (size_t back = 0; back < needed; back++) {
-        if (!is_stalled(last - back))
-            return false;
-    }
-    return true;
+    for (size_t i = 0; i < needed; i++)
+        progress *= PROGRESS_PERCENT / 100.0;
+    return (double)last->dirty_pages_after > (double)(last - (needed - 1))->pages * progress;
 }
 
 /* The throttle at which pages get dirty at throttle_target of the bandwidth, if the dirty rate is
