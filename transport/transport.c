@@ -156,6 +156,12 @@ void transport_stats(const struct transport *t, struct transport_stats *stats)
     t->ops->stats(t, stats);
 }
 
+bool transport_describe(const struct transport *t, struct transport_device *device)
+{
+    *device = (struct transport_device){0};
+    return t->ops->describe(t, device);
+}
+
 void transport_shutdown(struct transport *t)
 {
     t->ops->shutdown(t);

@@ -28,7 +28,7 @@
  *  7. What differs between transports is said by capabilities; the engine has no other way to tell.
  *
  * Threads: post, kick, fence, reap, open_region, close_region, will_need, done_with from one thread
- * (the engine's); shutdown and stats from any. A transport that has failed keeps returning its
+ * (the engine's); shutdown, stats and describe from any. A transport that has failed keeps returning its
  * first error. */
 #ifndef TRANSPORT_TRANSPORT_H
 #define TRANSPORT_TRANSPORT_H
@@ -46,6 +46,8 @@ enum {
     TRANSPORT_MAX_REGIONS = 64,
     TRANSPORT_MAX_TRANSFER = 1 << 20, /* bytes in one PLACE: a chunk */
     TRANSPORT_MAX_BLOB = 64 << 10,    /* bytes in one BLOB */
+    TRANSPORT_DEFAULT_PIN_LIMIT = 256 << 20,
+    TRANSPORT_MAX_COUNTERS = 48,
 };
 
 enum transport_capability {
@@ -59,6 +61,17 @@ enum transport_capability {
  * destination, several at once. Returns 0 or -errno with a text; an error ends the transport. */
 typedef int transport_decode_fn(void *context, const void *bytes, size_t size, struct error *err);
 
+/* How one-sided transports move bytes, and when they register (pin) memory. The source's choice:
+ * its lanes tell the destination when they bind. Transports without such a thing ignore these. */
+enum transport_operation {
+    TRANSPORT_WRITE, /* the source's card writes */
+    TRANSPORT_READ,  /* the destination's card pulls: its host does the work */
+};
+enum transport_registration {
+    TRANSPORT_REGISTER_ALL,   /* what will_need names, at once */
+    TRANSPORT_REGISTER_CHUNK, /* a chunk at a time, ahead of need, at most pin_limit at once */
+};
+
 struct transport_params {
     uint8_t token[TRANSPORT_TOKEN_SIZE]; /* names the session */
     uint32_t epoch;              /* the connected stretch of it that these lanes belong to */
@@ -67,6 +80,13 @@ struct transport_params {
     void *decode_context;
     /* a lane whose peer acknowledges nothing for so long is dead; 0: 5000 */
     unsigned dead_after_ms;
+    enum transport_operation operation;
+    enum transport_registration registration;
+    /* bytes that this end may have pinned at once, the transport's own buffers among them; the
+     * smaller limit of the two ends counts, with TRANSPORT_REGISTER_CHUNK only. 0:
+     * TRANSPORT_DEFAULT_PIN_LIMIT */
+    uint64_t pin_limit;
+    unsigned dscp; /* 0..63, of the lanes' packets; 0: as the system does */
 };
 
 /* A contiguous piece of guest RAM at this end. The memory is the guest's and outlives the
@@ -110,6 +130,34 @@ struct transport_stats {
     uint64_t outstanding;  /* transfers taken and not completed, plus fences not completed */
     uint64_t frames;       /* units of work on the wire (frames, work requests) */
     uint64_t system_calls; /* made to move data, where it makes any */
+};
+
+/* An error counter of a device: when the lanes bound, and now (or when they ended). */
+struct transport_counter {
+    char name[48];
+    uint64_t before, after;
+};
+
+/* The device below a transport that has one of its own, and what it was asked to do. Counted at
+ * this end since the start. */
+struct transport_device {
+    char name[64], link_layer[16];   /* "rxe0", "Ethernet" */
+    char gid[48], gid_type[16];      /* an address, "RoCE v2" */
+    unsigned port, mtu;              /* mtu: of the path, payload bytes */
+    uint64_t max_message;            /* bytes in one work request */
+    uint64_t max_work_requests;      /* under way on one lane */
+    uint64_t work_requests;          /* posted: transfers, messages */
+    uint64_t data_work_requests;     /* those among them that move bytes of regions */
+    uint64_t data_bytes;             /* that these moved */
+    uint64_t signalled;              /* work requests that asked for a completion */
+    uint64_t registrations;          /* of memory, the transport's own buffers among them */
+    uint64_t registered_bytes;       /* all of them added up */
+    uint64_t register_ns;            /* spent in registering, all threads added up */
+    uint64_t pinned_bytes, pinned_peak_bytes; /* now; most at any time */
+    enum transport_operation operation;
+    enum transport_registration registration;
+    unsigned counter_count;
+    struct transport_counter counters[TRANSPORT_MAX_COUNTERS];
 };
 
 struct transport {
@@ -162,6 +210,9 @@ struct transport_ops {
                 struct error *err);
 
     void (*stats)(const struct transport *t, struct transport_stats *stats);
+    /* False for a transport without a device of its own, and before its lanes have bound. Any
+     * thread. */
+    bool (*describe)(const struct transport *t, struct transport_device *device);
     void (*shutdown)(struct transport *t);
     /* Shuts down if need be, joins, frees `t`. Blocks until every lane thread is gone. */
     void (*close)(struct transport *t);
@@ -198,6 +249,7 @@ int transport_fence(struct transport *t, uint64_t id, struct error *err);
 int transport_reap(struct transport *t, struct completion *completions, unsigned max,
                    int timeout_ms, struct error *err);
 void transport_stats(const struct transport *t, struct transport_stats *stats);
+bool transport_describe(const struct transport *t, struct transport_device *device);
 void transport_shutdown(struct transport *t);
 void transport_close(struct transport *t); /* NULL is fine */
 

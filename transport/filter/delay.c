@@ -161,6 +161,7 @@ static const struct transport_ops delay_ops = {
     .fence = pass_fence,
     .reap = delay_reap,
     .stats = delay_stats,
+    .describe = pass_describe,
     .shutdown = pass_shutdown,
     .close = delay_close,
 };

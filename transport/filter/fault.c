@@ -180,6 +180,7 @@ static const struct transport_ops fault_ops = {
     .fence = fault_fence,
     .reap = fault_reap,
     .stats = fault_stats,
+    .describe = pass_describe,
     .shutdown = pass_shutdown,
     .close = pass_close,
 };

@@ -133,6 +133,11 @@ void pass_stats(const struct transport *t, struct transport_stats *stats)
     transport_stats(inner_of(t), stats);
 }
 
+bool pass_describe(const struct transport *t, struct transport_device *device)
+{
+    return transport_describe(inner_of(t), device);
+}
+
 void pass_shutdown(struct transport *t)
 {
     latch_shutdown(&((struct filter *)t)->latch);

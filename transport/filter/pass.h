@@ -36,6 +36,7 @@ int pass_fence(struct transport *t, uint64_t id, struct error *err);
 int pass_reap(struct transport *t, struct completion *completions, unsigned max, int timeout_ms,
               struct error *err);
 void pass_stats(const struct transport *t, struct transport_stats *stats);
+bool pass_describe(const struct transport *t, struct transport_device *device);
 void pass_shutdown(struct transport *t);
 void pass_close(struct transport *t);
 

@@ -120,6 +120,7 @@ static const struct transport_ops rate_ops = {
     .fence = pass_fence,
     .reap = rate_reap,
     .stats = pass_stats,
+    .describe = pass_describe,
     .shutdown = pass_shutdown,
     .close = pass_close,
 };

@@ -347,6 +347,12 @@ static void loop_stats(const struct transport *t, struct transport_stats *stats)
     stats->frames = end->link->frames;
 }
 
+static bool loop_describe(const struct transport *t, struct transport_device *device)
+{
+    (void)t, (void)device;
+    return false;
+}
+
 static void loop_shutdown(struct transport *t)
 {
     struct loop_end *end = end_of(t);
@@ -405,6 +411,7 @@ static const struct transport_ops loop_ops = {
     .fence = loop_fence,
     .reap = loop_reap,
     .stats = loop_stats,
+    .describe = loop_describe,
     .shutdown = loop_shutdown,
     .close = loop_close,
 };

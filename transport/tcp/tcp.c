@@ -209,6 +209,12 @@ static void tcp_stats(const struct transport *t, struct transport_stats *stats)
     }
 }
 
+static bool tcp_describe(const struct transport *t, struct transport_device *device)
+{
+    (void)t, (void)device;
+    return false;
+}
+
 static void tcp_shutdown(struct transport *t)
 {
     struct tcp *tcp = tcp_of(t);
@@ -261,6 +267,7 @@ static const struct transport_ops tcp_ops = {
     .fence = tcp_fence,
     .reap = tcp_reap,
     .stats = tcp_stats,
+    .describe = tcp_describe,
     .shutdown = tcp_shutdown,
     .close = tcp_close,
 };
