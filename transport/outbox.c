@@ -21,9 +21,11 @@ static int lane_init(struct outbox_lane *lane, struct error *err)
     return 0;
 }
 
-int outbox_init(struct outbox *o, unsigned lanes, struct latch *latch, struct error *err)
+int outbox_init(struct outbox *o, unsigned lanes, uint64_t lane_bytes, struct latch *latch,
+                struct error *err)
 {
     memset(o, 0, sizeof *o);
+    o->lane_bytes = lane_bytes;
     o->latch = latch;
     for (; o->lane_count < lanes; o->lane_count++) {
         int result = lane_init(&o->lanes[o->lane_count], err);
@@ -50,10 +52,10 @@ static struct outbox_entry *entry_at(const struct outbox_lane *lane, uint64_t po
     return &lane->entries[position % OUTBOX_ENTRIES];
 }
 
-static bool lane_has_room(const struct outbox_lane *lane)
+static bool lane_has_room(const struct outbox *o, const struct outbox_lane *lane)
 {
     return lane->posted - lane->reaped < OUTBOX_ENTRIES - OUTBOX_FENCES &&
-           lane->posted_bytes - lane->sent_bytes < OUTBOX_BYTES;
+           lane->posted_bytes - lane->sent_bytes < o->lane_bytes;
 }
 
 static struct outbox_lane *roomiest_lane(struct outbox *o)
@@ -63,16 +65,16 @@ static struct outbox_lane *roomiest_lane(struct outbox *o)
     for (unsigned i = 1; i < o->lane_count; i++) {
         struct outbox_lane *lane = &o->lanes[i];
 
-        if (!lane_has_room(lane))
+        if (!lane_has_room(o, lane))
             continue;
-        if (!lane_has_room(best) ||
+        if (!lane_has_room(o, best) ||
             lane->posted_bytes - lane->sent_bytes < best->posted_bytes - best->sent_bytes)
             best = lane;
     }
-    return lane_has_room(best) ? best : NULL;
+    return lane_has_room(o, best) ? best : NULL;
 }
 
-static int check_source(const struct regions *regions, const struct transfer *t, struct error *err)
+int outbox_check(const struct regions *regions, const struct transfer *t, struct error *err)
 {
     if (t->kind == TRANSFER_PLACE && !regions_contain(regions, t->bytes, t->length))
         return error_set(err, EINVAL,
@@ -83,7 +85,8 @@ static int check_source(const struct regions *regions, const struct transfer *t,
 }
 
 /* Counted before it is visible, so that stats never see more completed than posted. */
-static void lane_put(struct outbox *o, struct outbox_lane *lane, const struct transfer *t)
+static void lane_put(struct outbox *o, struct outbox_lane *lane, const struct transfer *t,
+                     void *tag)
 {
     *entry_at(lane, lane->posted) = (struct outbox_entry){
         .kind = (enum outbox_kind)t->kind,
@@ -92,6 +95,7 @@ static void lane_put(struct outbox *o, struct outbox_lane *lane, const struct tr
         .bytes = t->bytes,
         .length = t->length,
         .cookie = t->cookie,
+        .tag = tag,
     };
     lane->posted_bytes += t->length;
     o->posted_bytes += t->length;
@@ -101,31 +105,49 @@ static void lane_put(struct outbox *o, struct outbox_lane *lane, const struct tr
 
 /* Gives one lane the first few of n transfers that it has room for, up to a quantum. */
 static unsigned lane_post(struct outbox *o, struct outbox_lane *lane,
-                          const struct transfer *transfers, unsigned n)
+                          const struct transfer *transfers, void *const *tags, unsigned n)
 {
     uint64_t before = lane->posted_bytes;
     unsigned taken = 0;
 
-    while (taken < n && lane->posted_bytes - before < OUTBOX_QUANTUM && lane_has_room(lane))
-        lane_put(o, lane, &transfers[taken++]);
+    while (taken < n && lane->posted_bytes - before < OUTBOX_QUANTUM && lane_has_room(o, lane)) {
+        lane_put(o, lane, &transfers[taken], tags ? tags[taken] : NULL);
+        taken++;
+    }
+    return taken;
+}
+
+unsigned outbox_put(struct outbox *o, const struct transfer *transfers, void *const *tags,
+                    unsigned n)
+{
+    unsigned taken = 0;
+    struct outbox_lane *lane;
+
+    while (taken < n && (lane = roomiest_lane(o)))
+        taken += lane_post(o, lane, transfers + taken, tags ? tags + taken : NULL, n - taken);
+    o->starved = taken < n;
     return taken;
 }
 
 int outbox_post(struct outbox *o, const struct regions *regions, const struct transfer *transfers,
                 unsigned n, struct error *err)
 {
-    unsigned taken = 0;
-    struct outbox_lane *lane;
     int result = latch_check(o->latch, err);
 
     for (unsigned i = 0; !result && i < n; i++)
-        result = check_source(regions, &transfers[i], err);
-    if (result < 0)
-        return result;
-    while (taken < n && (lane = roomiest_lane(o)))
-        taken += lane_post(o, lane, transfers + taken, n - taken);
-    o->starved = taken < n;
-    return (int)taken;
+        result = outbox_check(regions, &transfers[i], err);
+    return result < 0 ? result : (int)outbox_put(o, transfers, NULL, n);
+}
+
+void outbox_starve(struct outbox *o)
+{
+    o->starved = true;
+}
+
+void outbox_nudge(struct outbox *o)
+{
+    o->nudged = true;
+    latch_wake(o->latch);
 }
 
 int outbox_fence(struct outbox *o, uint64_t id, struct error *err)
@@ -206,7 +228,7 @@ static bool something_to_collect(void *context)
     for (unsigned i = 0; i < o->lane_count; i++)
         if (o->lanes[i].reaped < o->lanes[i].sent)
             return true;
-    return o->fences_reaped < fences_acknowledged(o);
+    return o->nudged || o->fences_reaped < fences_acknowledged(o);
 }
 
 int outbox_reap(struct outbox *o, struct completion *completions, unsigned max, int timeout_ms,
@@ -226,6 +248,8 @@ int outbox_reap(struct outbox *o, struct completion *completions, unsigned max, 
         n = collect(o, completions, max, &retired);
         if (n || left == 0 || !max)
             return (int)n;
+        if (atomic_exchange(&o->nudged, false))
+            retired = true;
         if (o->starved && retired)
             return 0;
         latch_wait(o->latch, something_to_collect, o, left);

@@ -23,7 +23,7 @@
 enum {
     OUTBOX_ENTRIES = 4096,    /* per lane */
     OUTBOX_FENCES = 1024,     /* of these are kept for fences: so many may be outstanding */
-    OUTBOX_BYTES = 4 << 20,   /* per lane, posted and not sent */
+    OUTBOX_BYTES = 4 << 20,   /* per lane, posted and not sent: enough for copying transports */
     OUTBOX_QUANTUM = 1 << 20, /* bytes of a batch that stay together on one lane */
 };
 
@@ -36,6 +36,7 @@ struct outbox_entry {
     const void *bytes;
     size_t length;
     void *cookie;
+    void *tag; /* the transport's own */
 };
 
 struct outbox_lane {
@@ -56,14 +57,18 @@ struct outbox {
     struct latch *latch;
     unsigned lane_count;
     struct outbox_lane lanes[TRANSPORT_MAX_LANES];
+    uint64_t lane_bytes;            /* posted and not sent, of one lane, at most (and a transfer) */
     uint64_t fences[OUTBOX_FENCES]; /* ids of fence number k at k % OUTBOX_FENCES */
     atomic_uint_fast64_t fences_posted, fences_reaped;
     atomic_uint_fast64_t posted_transfers, posted_bytes;
     bool starved; /* engine: the newest post did not find room for all */
+    atomic_bool nudged;
 };
 
-/* `latch` outlives the outbox; errors that end the transport go there. -ENOMEM, -EMFILE. */
-int outbox_init(struct outbox *o, unsigned lanes, struct latch *latch, struct error *err);
+/* `lane_bytes`: how much one lane may have posted and not sent. `latch` outlives the outbox; errors
+ * that end the transport go there. -ENOMEM, -EMFILE. */
+int outbox_init(struct outbox *o, unsigned lanes, uint64_t lane_bytes, struct latch *latch,
+                struct error *err);
 void outbox_destroy(struct outbox *o);
 
 /* The engine's thread; as the members of struct transport_ops with these names. `regions` are this
@@ -71,6 +76,14 @@ void outbox_destroy(struct outbox *o);
  * OUTBOX_FENCES are outstanding. */
 int outbox_post(struct outbox *o, const struct regions *regions, const struct transfer *transfers,
                 unsigned n, struct error *err);
+/* The same without looking at regions again; tags[i] goes into the entry of transfers[i]. */
+unsigned outbox_put(struct outbox *o, const struct transfer *transfers, void *const *tags,
+                    unsigned n);
+int outbox_check(const struct regions *regions, const struct transfer *transfer, struct error *err);
+/* The engine's thread: the transport could not take more for a reason of its own. Any thread: that
+ * reason may have gone, so the next or present reap returns. */
+void outbox_starve(struct outbox *o);
+void outbox_nudge(struct outbox *o);
 int outbox_fence(struct outbox *o, uint64_t id, struct error *err);
 int outbox_reap(struct outbox *o, struct completion *completions, unsigned max, int timeout_ms,
                 struct error *err);

@@ -26,7 +26,7 @@ static void set_up(void)
     latch_init(&f.latch);
     regions_init(&f.regions);
     cr_assert_eq(regions_open(&f.regions, &region, &err), 0);
-    cr_assert_eq(outbox_init(&f.outbox, 2, &f.latch, &err), 0, "%s", err.text);
+    cr_assert_eq(outbox_init(&f.outbox, 2, OUTBOX_BYTES, &f.latch, &err), 0, "%s", err.text);
 }
 
 static void tear_down(void)

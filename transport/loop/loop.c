@@ -436,7 +436,8 @@ int loop_pair_new(const struct transport_params *source_params,
 
     if (!link)
         return error_set(err, ENOMEM, "no memory for a loop transport");
-    result = outbox_init(&link->outbox, source_params->lanes, &link->source.latch, err);
+    result =
+        outbox_init(&link->outbox, source_params->lanes, OUTBOX_BYTES, &link->source.latch, err);
     if (result < 0) {
         free(link);
         return result;

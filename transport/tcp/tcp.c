@@ -303,7 +303,7 @@ int tcp_transport_new(const struct transport_params *params, struct transport **
         result = error_set_errno(err, errno, "cannot make an eventfd");
         goto free_tcp;
     }
-    result = outbox_init(&tcp->outbox, params->lanes, &tcp->latch, err);
+    result = outbox_init(&tcp->outbox, params->lanes, OUTBOX_BYTES, &tcp->latch, err);
     if (result < 0)
         goto close_stop_fd;
     *out = &tcp->transport;
