@@ -192,7 +192,14 @@ static int announce_extents(struct migration *m, struct error *err)
 
 static int make_transport(struct migration *m, const char *scheme, struct error *err)
 {
-    struct transport_params params = {.epoch = m->epoch, .lanes = m->options.lanes};
+    struct transport_params params = {
+        .epoch = m->epoch,
+        .lanes = m->options.lanes,
+        .operation = m->options.operation,
+        .registration = m->options.registration,
+        .pin_limit = m->options.pin_limit,
+        .dscp = m->options.dscp,
+    };
     const struct guest_region *regions;
     unsigned count = m->guest->ops->regions(m->guest, &regions);
     char rate[64];

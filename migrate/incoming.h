@@ -9,6 +9,7 @@ struct incoming_options {
     char name[GUEST_NAME_SIZE]; /* "": as the source calls it */
     char kind[GUEST_KIND_SIZE]; /* "": any; else only this kind is accepted */
     char filter[128];           /* around the transport's receiving end; "": none */
+    uint64_t pin_limit;         /* bytes, of this end; 0: TRANSPORT_DEFAULT_PIN_LIMIT */
     /* Says whether a name is free on this host; adds a reason if not. From the session thread. May
      * be NULL. */
     void (*name_check)(void *context, const char *name, struct reasons *reasons);

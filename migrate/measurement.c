@@ -37,7 +37,7 @@ struct derived {
     char downtime_clock[8];
     unsigned schema;
     uint64_t gap_ns, destination_cpu_ns, resident_growth_bytes;
-    char on_timeout[8];
+    char on_timeout[8], operation[8], registration[8];
 };
 
 #define M(member, key, kind, null) FIELD(struct measurement, member, key, kind, null)
@@ -140,10 +140,14 @@ static const struct field limit_fields[] = {
     M(limits.max_time_ns, "max_time_ms", FIELD_MS, NULL_IF_ZERO),
     M(limits.throttle_max, "throttle_max_percent", FIELD_UNSIGNED, NEVER_NULL),
     M(max_bandwidth, "max_bandwidth_bytes_per_s", FIELD_U64, NULL_IF_ZERO),
+    M(pin_limit, "rdma_pin_limit_bytes", FIELD_U64, NULL_IF_ZERO),
+    M(dscp, "dscp", FIELD_UNSIGNED, NULL_IF_ZERO),
 };
 
-static const struct field on_timeout_fields[] = {
+static const struct field derived_limit_fields[] = {
     D(on_timeout, "on_timeout", FIELD_TEXT, NEVER_NULL),
+    D(operation, "rdma_operation", FIELD_TEXT, NEVER_NULL),
+    D(registration, "rdma_registration", FIELD_TEXT, NEVER_NULL),
 };
 
 static struct derived derive(const struct measurement *m, uint64_t gap_ns)
@@ -158,6 +162,8 @@ static struct derived derive(const struct measurement *m, uint64_t gap_ns)
 
     strcpy(d.downtime_clock, m->downtime_clock_shared ? "shared" : "source");
     strcpy(d.on_timeout, force ? "force" : "cancel");
+    strcpy(d.operation, transport_operation_name(m->operation));
+    strcpy(d.registration, transport_registration_name(m->registration));
     return d;
 }
 
@@ -204,7 +210,7 @@ static bool add_limits(cJSON *document, const struct measurement *m, const struc
     cJSON *limits = cJSON_AddObjectToObject(document, "limits");
 
     return limits && fields_add(limits, m, limit_fields, COUNT(limit_fields)) &&
-           fields_add(limits, d, on_timeout_fields, COUNT(on_timeout_fields));
+           fields_add(limits, d, derived_limit_fields, COUNT(derived_limit_fields));
 }
 
 static bool add_hosts(cJSON *document, const struct measurement *m)

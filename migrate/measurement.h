@@ -9,6 +9,7 @@
 
 #include "migrate/guest/guest.h"
 #include "migrate/policy.h"
+#include "transport/transport.h"
 
 enum { MEASUREMENT_SCHEMA = 1, MEASUREMENT_MAX_TEXT = 64 };
 
@@ -78,6 +79,10 @@ struct measurement {
 
     struct policy_limits limits;
     uint64_t max_bandwidth; /* 0: unlimited */
+    enum transport_operation operation;
+    enum transport_registration registration;
+    uint64_t pin_limit; /* of the source */
+    unsigned dscp;
     struct host_facts source_host;
     struct destination_measurement destination_half;
 };

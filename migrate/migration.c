@@ -274,6 +274,11 @@ static void note_options(struct migration *m)
     out->lanes = m->options.lanes;
     out->limits = m->options.limits;
     out->max_bandwidth = m->options.max_bandwidth;
+    out->operation = m->options.operation;
+    out->registration = m->options.registration;
+    out->pin_limit =
+        m->options.pin_limit ? m->options.pin_limit : (uint64_t)TRANSPORT_DEFAULT_PIN_LIMIT;
+    out->dscp = m->options.dscp;
 }
 
 static int check_options(const struct migration_options *o, struct error *err)
@@ -284,6 +289,8 @@ static int check_options(const struct migration_options *o, struct error *err)
     if (o->limits.throttle_max > 99)
         return error_set(err, EINVAL, "a guest can be throttled by at most 99 %%, not %u %%",
                          o->limits.throttle_max);
+    if (o->dscp > 63)
+        return error_set(err, EINVAL, "a DSCP is 0 to 63, not %u", o->dscp);
     return o->filter[0] ? transport_wrap_check(o->filter, err) : 0;
 }
 

@@ -6,6 +6,7 @@
 #include "migrate/measurement.h"
 #include "migrate/policy.h"
 #include "transport/base/address.h"
+#include "transport/transport.h"
 
 enum { MIGRATION_DEFAULT_DOWNTIME_MS = 300, MIGRATION_DEFAULT_LANES = 2 };
 
@@ -15,6 +16,11 @@ struct migration_options {
     uint64_t max_bandwidth; /* bytes/s, 0: unlimited */
     unsigned lanes;
     bool verify;
+    /* How one-sided transports go about it; see struct transport_params. */
+    enum transport_operation operation;
+    enum transport_registration registration;
+    uint64_t pin_limit; /* bytes, of this end; 0: TRANSPORT_DEFAULT_PIN_LIMIT */
+    unsigned dscp;
     char tracker[24]; /* "": the guest's default */
     char filter[128]; /* "": none; see transport_wrap */
 };

@@ -181,6 +181,7 @@ static int make_lanes(struct incoming *in, uint16_t *port, struct error *err)
         .lanes = in->hello.lanes,
         .decode = page_decode,
         .decode_context = &in->target,
+        .pin_limit = in->options.pin_limit,
     };
     struct address at;
 

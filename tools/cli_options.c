@@ -109,9 +109,10 @@ int cli_destination(const char *uri, struct address *out, struct error *err)
 {
     int rc = address_parse(uri, out, err);
 
-    if (rc == 0 && strcmp(out->scheme, "tcp") != 0)
-        return error_set(err, EINVAL, "'%s' has a scheme that is not there: write tcp://HOST:PORT",
-                         uri);
+    if (rc == 0 && transport_scheme_check(out->scheme, err) < 0) {
+        error_prefix(err, "'%s'", uri);
+        return -EINVAL;
+    }
     return rc;
 }
 

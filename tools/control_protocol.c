@@ -43,6 +43,8 @@ struct request_form {
 };
 
 static const char *const timeout_choices[] = {"cancel", "force", NULL};
+static const char *const operation_choices[] = {"write", "read", NULL};
+static const char *const registration_choices[] = {"all", "chunk", NULL};
 static const char *const resolve_choices[] = {"resume", "destroy", NULL};
 
 static const struct member migrate_members[] = {
@@ -55,6 +57,11 @@ static const struct member migrate_members[] = {
     {"max_bandwidth", MEMBER_NUMBER, FIELD(migrate.max_bandwidth), .high = LARGEST},
     {"lanes", MEMBER_NUMBER, FIELD(migrate.lanes), .low = 1, .high = TRANSPORT_MAX_LANES},
     {"verify", MEMBER_BOOLEAN, FIELD(migrate.verify)},
+    {"rdma_operation", MEMBER_CHOICE, FIELD(migrate.operation), .choices = operation_choices},
+    {"rdma_registration", MEMBER_CHOICE, FIELD(migrate.registration),
+     .choices = registration_choices},
+    {"rdma_pin_limit", MEMBER_NUMBER, FIELD(migrate.pin_limit), .high = LARGEST},
+    {"dscp", MEMBER_NUMBER, FIELD(migrate.dscp), .high = 63},
     {"tracker", MEMBER_TEXT, FIELD(migrate.tracker)},
     {"filter", MEMBER_FILTER, FIELD(migrate.filter)},
 };

@@ -29,6 +29,8 @@ struct migrate_values {
 };
 
 static const char *const timeout_choices[] = {"cancel", "force", NULL};
+static const char *const operation_choices[] = {"write", "read", NULL};
+static const char *const registration_choices[] = {"all", "chunk", NULL};
 
 #define FIELD(member) CLI_FIELD(struct migrate_values, member)
 
@@ -37,8 +39,8 @@ static const struct cli_option options[] = {
      FIELD(migrate.limits.downtime_ns)},
     {"max-bandwidth", "R", "bytes/s like 100M, or bits/s like 10Gbit (default unlimited)", cli_rate,
      FIELD(migrate.max_bandwidth)},
-    {"lanes", "N", "parallel TCP streams, 1 to 64 (default 2)", cli_number, FIELD(migrate.lanes),
-     .low = 1, .high = 64},
+    {"lanes", "N", "parallel streams or queue pairs, 1 to 64 (default 2)", cli_number,
+     FIELD(migrate.lanes), .low = 1, .high = 64},
     {"throttle", "auto|none|MAX%",
      "share of vCPU time that may be taken to converge; auto: 99% (default none)", cli_throttle,
      FIELD(migrate.limits.throttle_max)},
@@ -51,6 +53,16 @@ static const struct cli_option options[] = {
      cli_flag, FIELD(migrate.verify)},
     {"json", "FILE", "write the measurement there (replaced as a whole, at the end)", cli_text,
      FIELD(json)},
+    {"rdma-op", "write|read",
+     "rdma: this host's card writes, or the destination's reads (default write)", cli_choice,
+     FIELD(migrate.operation), .choices = operation_choices},
+    {"rdma-register", "all|chunk",
+     "rdma: register all touched memory, or a chunk at a time (default all)", cli_choice,
+     FIELD(migrate.registration), .choices = registration_choices},
+    {"rdma-pin-limit", "SIZE", "rdma: most memory pinned here at once, with chunk (default 256M)",
+     cli_size, FIELD(migrate.pin_limit)},
+    {"dscp", "N", "DSCP of the lanes' packets, 0 to 63 (default 0: as the system does)", cli_number,
+     FIELD(migrate.dscp), .high = 63},
     {"tracker", "NAME", "dirty-log (default) or dirty-ring; a synthetic guest has userfaultfd",
      cli_text, FIELD(migrate.tracker)},
     {"filter", "SPEC",
@@ -283,6 +295,8 @@ static int check_limits(const struct migration_options *wanted, struct error *er
         return error_set(err, ERANGE, "--max-time: more than 104 days");
     if (wanted->max_bandwidth > CONTROL_MAX_NUMBER)
         return error_set(err, ERANGE, "--max-bandwidth: more than 8 PiB/s");
+    if (wanted->pin_limit > CONTROL_MAX_NUMBER)
+        return error_set(err, ERANGE, "--rdma-pin-limit: more than 8 PiB");
     return 0;
 }
 
@@ -321,7 +335,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
 const struct cli_command migrate_command = {
     .name = "migrate",
     .arguments = "GUEST URI",
-    .summary = "move a guest to where 'wander receive' listens, tcp://HOST:PORT",
+    .summary = "move a guest to where 'wander receive' listens, tcp:// or rdma://HOST:PORT",
     .details =
         "Ctrl-C asks for an end: the guest then runs on here, unless it was just being handed "
         "over.\n"

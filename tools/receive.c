@@ -17,7 +17,7 @@
 #include "transport/base/address.h"
 #include "transport/base/log.h"
 
-enum { LISTEN_BACKLOG = 16, SESSION_ARGUMENTS = 12 };
+enum { LISTEN_BACKLOG = 16, SESSION_ARGUMENTS = 14 };
 
 struct receive_values {
     struct address listen;
@@ -25,6 +25,7 @@ struct receive_values {
     char kind[GUEST_KIND_SIZE];
     bool once, insecure;
     unsigned max_sessions;
+    uint64_t pin_limit;
     char filter[128];
 };
 
@@ -75,7 +76,8 @@ static int parse_kind(const struct cli_option *option, const char *text, void *f
 #define FIELD(member) CLI_FIELD(struct receive_values, member)
 
 static const struct cli_option options[] = {
-    {"listen", "URI", "tcp://HOST:PORT to listen at; port 0: any, it is printed (required)",
+    {"listen", "URI",
+     "tcp://HOST:PORT to listen at, for rdma:// too; port 0: any, it is printed (required)",
      parse_listen, FIELD(listen)},
     {"name", "NAME", "what the guest is called here (default: as at its source)", cli_name,
      FIELD(name)},
@@ -87,6 +89,9 @@ static const struct cli_option options[] = {
      FIELD(insecure)},
     {"max-sessions", "N", "sessions at a time that are no guests yet, 1 to 64 (default 4)",
      cli_number, FIELD(max_sessions), .low = 1, .high = 64},
+    {"rdma-pin-limit", "SIZE",
+     "rdma: most memory pinned here by a session whose source asks for chunk (default 256M)",
+     cli_size, FIELD(pin_limit)},
     {"filter", "SPEC", "around the transport, for tests: rate=R,delay=T,fault=cut|fail|stall@N",
      cli_filter, FIELD(filter)},
     {0},
@@ -242,10 +247,14 @@ static int spawn(struct session *session, uv_os_fd_t socket)
         .stdio_count = session->listener->once < 0 ? SESSION_ONCE : SESSION_ONCE + 1,
     };
     unsigned count = 2;
+    char pin_limit[24] = "";
 
+    if (values->pin_limit)
+        snprintf(pin_limit, sizeof(pin_limit), "%llu", (unsigned long long)values->pin_limit);
     add_argument(arguments, &count, "--name", values->name);
     add_argument(arguments, &count, "--guest", values->kind);
     add_argument(arguments, &count, "--filter", values->filter);
+    add_argument(arguments, &count, "--rdma-pin-limit", pin_limit);
     if (session->listener->once >= 0)
         arguments[count++] = "--once";
     return uv_spawn(&session->listener->loop, &session->process, &how);

@@ -12,6 +12,7 @@
 
 struct session_values {
     char name[GUEST_NAME_SIZE], kind[GUEST_KIND_SIZE], filter[128];
+    uint64_t pin_limit;
     bool once;
 };
 
@@ -21,6 +22,8 @@ static const struct cli_option options[] = {
     {"guest", "KIND", "the only kind accepted", cli_text, CLI_FIELD(struct session_values, kind)},
     {"filter", "SPEC", "around the transport", cli_filter,
      CLI_FIELD(struct session_values, filter)},
+    {"rdma-pin-limit", "SIZE", "most memory that rdma pins", cli_size,
+     CLI_FIELD(struct session_values, pin_limit)},
     {"once", NULL, "take a guest only when no other session does", cli_flag,
      CLI_FIELD(struct session_values, once)},
     {0},
@@ -53,6 +56,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     memcpy(incoming.name, values.name, sizeof(incoming.name));
     memcpy(incoming.kind, values.kind, sizeof(incoming.kind));
     memcpy(incoming.filter, values.filter, sizeof(incoming.filter));
+    incoming.pin_limit = values.pin_limit;
     if (values.once && fcntl(SESSION_ONCE, F_SETFD, FD_CLOEXEC) == 0)
         arrival.once = SESSION_ONCE;
     return guest_process_arriving(&arrival);

@@ -18,28 +18,51 @@ static const struct transport_scheme {
 
 enum { SCHEME_COUNT = sizeof schemes / sizeof *schemes };
 
-static int unknown_scheme(const char *scheme, struct error *err)
+/* NULL, and a text that names those there are. */
+static const struct transport_scheme *find_scheme(const char *scheme, struct error *err)
 {
     char known[128] = "";
 
     for (unsigned i = 0; i < SCHEME_COUNT; i++) {
+        if (strcmp(schemes[i].scheme, scheme) == 0)
+            return &schemes[i];
         strncat(known, i ? ", " : "", sizeof known - strlen(known) - 1);
         strncat(known, schemes[i].scheme, sizeof known - strlen(known) - 1);
+        strncat(known, "://", sizeof known - strlen(known) - 1);
     }
-    return error_set(err, EPROTONOSUPPORT, "there is no transport \"%s\"; there are: %s", scheme,
-                     known);
+    error_set(err, EPROTONOSUPPORT, "there is no transport for the scheme \"%s\"; there are: %s",
+              scheme, known);
+    return NULL;
+}
+
+int transport_scheme_check(const char *scheme, struct error *err)
+{
+    return find_scheme(scheme, err) ? 0 : -EPROTONOSUPPORT;
 }
 
 int transport_new(const char *scheme, const struct transport_params *params, struct transport **out,
                   struct error *err)
 {
+    const struct transport_scheme *found = find_scheme(scheme, err);
+
+    if (!found)
+        return -EPROTONOSUPPORT;
     if (params->lanes < 1 || params->lanes > TRANSPORT_MAX_LANES)
         return error_set(err, EINVAL, "%u lanes asked for; 1 to %d are possible", params->lanes,
                          TRANSPORT_MAX_LANES);
-    for (unsigned i = 0; i < SCHEME_COUNT; i++)
-        if (strcmp(schemes[i].scheme, scheme) == 0)
-            return schemes[i].make(params, out, err);
-    return unknown_scheme(scheme, err);
+    if (params->dscp > 63)
+        return error_set(err, EINVAL, "a DSCP is 0 to 63, not %u", params->dscp);
+    return found->make(params, out, err);
+}
+
+const char *transport_operation_name(enum transport_operation operation)
+{
+    return operation == TRANSPORT_READ ? "read" : "write";
+}
+
+const char *transport_registration_name(enum transport_registration registration)
+{
+    return registration == TRANSPORT_REGISTER_CHUNK ? "chunk" : "all";
 }
 
 /* Set-up calls and failures are traced; post, kick and reap are too many, their failures are not.

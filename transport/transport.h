@@ -28,8 +28,8 @@
  *  7. What differs between transports is said by capabilities; the engine has no other way to tell.
  *
  * Threads: post, kick, fence, reap, open_region, close_region, will_need, done_with from one thread
- * (the engine's); shutdown, stats and describe from any. A transport that has failed keeps returning its
- * first error. */
+ * (the engine's); shutdown, stats and describe from any. A transport that has failed keeps
+ * returning its first error. */
 #ifndef TRANSPORT_TRANSPORT_H
 #define TRANSPORT_TRANSPORT_H
 
@@ -141,18 +141,18 @@ struct transport_counter {
 /* The device below a transport that has one of its own, and what it was asked to do. Counted at
  * this end since the start. */
 struct transport_device {
-    char name[64], link_layer[16];   /* "rxe0", "Ethernet" */
-    char gid[48], gid_type[16];      /* an address, "RoCE v2" */
-    unsigned port, mtu;              /* mtu: of the path, payload bytes */
-    uint64_t max_message;            /* bytes in one work request */
-    uint64_t max_work_requests;      /* under way on one lane */
-    uint64_t work_requests;          /* posted: transfers, messages */
-    uint64_t data_work_requests;     /* those among them that move bytes of regions */
-    uint64_t data_bytes;             /* that these moved */
-    uint64_t signalled;              /* work requests that asked for a completion */
-    uint64_t registrations;          /* of memory, the transport's own buffers among them */
-    uint64_t registered_bytes;       /* all of them added up */
-    uint64_t register_ns;            /* spent in registering, all threads added up */
+    char name[64], link_layer[16]; /* "rxe0", "Ethernet" */
+    char gid[48], gid_type[16];    /* an address, "RoCE v2" */
+    unsigned port, mtu;            /* mtu: of the path, payload bytes */
+    uint64_t max_message;          /* bytes in one work request */
+    uint64_t max_work_requests;    /* under way on one lane */
+    uint64_t work_requests;        /* posted: transfers, messages */
+    uint64_t data_work_requests;   /* those among them that move bytes of regions */
+    uint64_t data_bytes;           /* that these moved */
+    uint64_t signalled;            /* work requests that asked for a completion */
+    uint64_t registrations;        /* of memory, the transport's own buffers among them */
+    uint64_t registered_bytes;     /* all of them added up */
+    uint64_t register_ns;          /* spent in registering, all threads added up */
     uint64_t pinned_bytes, pinned_peak_bytes; /* now; most at any time */
     enum transport_operation operation;
     enum transport_registration registration;
@@ -222,6 +222,12 @@ struct transport_ops {
  * are. */
 int transport_new(const char *scheme, const struct transport_params *params, struct transport **out,
                   struct error *err);
+/* Whether there is a transport for `scheme`: 0, or -EPROTONOSUPPORT with those there are. A build
+ * may lack what it takes to make one; that is for transport_new to say. */
+int transport_scheme_check(const char *scheme, struct error *err);
+/* "write", "read"; "all", "chunk". */
+const char *transport_operation_name(enum transport_operation operation);
+const char *transport_registration_name(enum transport_registration registration);
 /* Wraps *transport in the filters of `spec`, "rate=100M,delay=5ms,fault=cut@17", leftmost
  * outermost; takes ownership and replaces *transport. On error *transport is as before. Filters:
  * transport/filter/filter.h. */

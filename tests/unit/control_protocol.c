@@ -39,6 +39,11 @@ static const struct bad_case {
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"lanes\":1.5}", "lanes"},
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"lanes\":\"2\"}", "lanes"},
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"max_bandwidth\":-1}", "max_bandwidth"},
+    {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"dscp\":64}", "dscp"},
+    {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"rdma_operation\":\"send\"}",
+     "rdma_operation"},
+    {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"rdma_registration\":1}",
+     "rdma_registration"},
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"max_bandwidth\":1e300}", "max_bandwidth"},
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"max_time_ns\":1e999}", "max_time_ns"},
     {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"downtime_limit_ns\":0}",
@@ -102,6 +107,10 @@ Test(control_protocol, requests_come_back_as_they_were)
                                              .max_bandwidth = (1ull << 53) - 1,
                                              .lanes = 64,
                                              .verify = true,
+                                             .operation = TRANSPORT_READ,
+                                             .registration = TRANSPORT_REGISTER_CHUNK,
+                                             .pin_limit = 64 << 20,
+                                             .dscp = 46,
                                              .tracker = "dirty-ring",
                                              .filter = "rate=100M,delay=5ms",
                                          },
@@ -121,6 +130,10 @@ Test(control_protocol, requests_come_back_as_they_were)
     cr_expect_eq(back.migrate.max_bandwidth, request.migrate.max_bandwidth, "%s", line);
     cr_expect_eq(back.migrate.lanes, 64, "%s", line);
     cr_expect(back.migrate.verify, "%s", line);
+    cr_expect_eq(back.migrate.operation, TRANSPORT_READ, "%s", line);
+    cr_expect_eq(back.migrate.registration, TRANSPORT_REGISTER_CHUNK, "%s", line);
+    cr_expect_eq(back.migrate.pin_limit, 64 << 20, "%s", line);
+    cr_expect_eq(back.migrate.dscp, 46, "%s", line);
     cr_expect_str_eq(back.migrate.tracker, "dirty-ring", "%s", line);
     cr_expect_str_eq(back.migrate.filter, request.migrate.filter, "%s", line);
     free(line);

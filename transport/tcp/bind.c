@@ -75,6 +75,23 @@ static int set_options(int socket, unsigned dead_after_ms, struct error *err)
     return result;
 }
 
+/* ip(7), ipv6(7): the DSCP is the upper six bits of the traffic class. An IPv6 socket may carry
+ * IPv4 (a mapped address), whose packets have the other option. */
+static int set_dscp(int socket, unsigned dscp, struct error *err)
+{
+    struct sockaddr_storage at;
+    socklen_t size = sizeof at;
+    int class = (int)(dscp << 2), result = 0;
+
+    if (!dscp)
+        return 0;
+    if (getsockname(socket, (struct sockaddr *)&at, &size) < 0)
+        return error_set_errno(err, errno, "cannot tell the address family of a lane");
+    if (at.ss_family == AF_INET6)
+        result = set_option(socket, IPPROTO_IPV6, IPV6_TCLASS, class, "IPV6_TCLASS (DSCP)", err);
+    return result ? result : set_option(socket, IPPROTO_IP, IP_TOS, class, "IP_TOS (DSCP)", err);
+}
+
 /* From here on shutdown reaches the socket. */
 static void lane_take(struct tcp_lane *lane, int socket, size_t wire_bytes)
 {
@@ -146,6 +163,8 @@ static int connect_lane(struct tcp_lane *lane, const struct address *peer, uint6
         return latch_ended(&tcp->latch) ? (error_clear(err), latch_check(&tcp->latch, err))
                                         : socket;
     result = set_options(socket, tcp->params.dead_after_ms, err);
+    if (!result)
+        result = set_dscp(socket, tcp->params.dscp, err);
     if (!result)
         result = introduce(tcp, socket, lane->index, deadline, err);
     if (!result && set_blocking(socket, false) < 0)
