@@ -247,6 +247,14 @@ static void set_bit(uint64_t *bits, uint64_t i)
     bits[i / 64] |= 1ull << (i % 64);
 }
 
+/* The last chunk of a region may be cut. */
+static uint64_t chunk_size(const struct guest_region *region, uint64_t chunk)
+{
+    uint64_t left = region->size - chunk * GUEST_CHUNK_SIZE;
+
+    return left < GUEST_CHUNK_SIZE ? left : GUEST_CHUNK_SIZE;
+}
+
 /* Sorts the pages of a chunk that are set in `bits`: zero ones that matter into the blob, the
  * others into runs. */
 static int send_chunk(struct rounds *r, struct region_state *state, uint64_t chunk,
@@ -295,6 +303,8 @@ static int send_chunk(struct rounds *r, struct region_state *state, uint64_t chu
     r->counts.bytes += bytes;
     r->unfenced_bytes += bytes;
     int result = count ? post_all(r, runs, count, err) : 0;
+    transport_done_with(r->config.transport, state->region.id, first * GUEST_PAGE_SIZE,
+                        chunk_size(&state->region, chunk));
     if (!result && r->unfenced_bytes >= FENCE_BYTES)
         result = post_fence(r, err);
     return result ? result : reap(r, 0, err);
@@ -356,11 +366,24 @@ static int send_region_present(struct rounds *r, struct region_state *state, str
     return 0;
 }
 
+/* All at once and before anything is posted, so that registration can run ahead. */
+static void announce_present(struct rounds *r)
+{
+    for (unsigned i = 0; i < r->region_count; i++) {
+        const struct extent_list *list = &r->regions[i].present;
+
+        for (size_t at = 0; at < list->count; at++)
+            transport_will_need(r->config.transport, r->regions[i].region.id,
+                                list->extents[at].offset, list->extents[at].length);
+    }
+}
+
 int rounds_send_present(struct rounds *r, struct error *err)
 {
     int result = 0;
 
     begin_round(r);
+    announce_present(r);
     for (unsigned i = 0; i < r->region_count && !result; i++)
         result = send_region_present(r, &r->regions[i], err);
     return result ? result : finish_round(r, err);

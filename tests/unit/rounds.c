@@ -187,6 +187,85 @@ static void send_dirty(struct puppet *p, bool paused)
     cr_assert_eq(rounds_send_dirty(p->rounds, paused, &err), 0, "%s", err.text);
 }
 
+/* The loop's table with hints that are written down. */
+static struct transport_ops recording;
+static struct {
+    uint64_t posts; /* when the hint came */
+    uint64_t offset, length;
+} needed[PAGES], done[PAGES];
+static size_t needed_count, done_count;
+
+static void record_need(struct transport *t, uint32_t region, uint64_t offset, uint64_t length)
+{
+    struct transport_stats stats;
+
+    cr_expect_eq(region, 0);
+    transport_stats(t, &stats);
+    needed[needed_count].posts = stats.posted_bytes;
+    needed[needed_count].offset = offset;
+    needed[needed_count++].length = length;
+}
+
+static void record_done(struct transport *t, uint32_t region, uint64_t offset, uint64_t length)
+{
+    struct transport_stats stats;
+
+    cr_expect_eq(region, 0);
+    transport_stats(t, &stats);
+    done[done_count].posts = stats.posted_bytes;
+    done[done_count].offset = offset;
+    done[done_count++].length = length;
+}
+
+static void record_hints(struct puppet *p)
+{
+    recording = *p->source->ops;
+    recording.will_need = record_need;
+    recording.done_with = record_done;
+    p->source->ops = &recording;
+}
+
+Test(rounds, hints_cover_what_is_present_and_nothing_else)
+{
+    static const struct {
+        uint64_t first, count;
+    } extents[] = {{0, 3}, {250, 10}, {PAGES - 9, 9}};
+    struct puppet p;
+    struct error err = {0};
+
+    open_puppet(&p);
+    record_hints(&p);
+    for (size_t i = 0; i < 3; i++)
+        for (uint64_t page = extents[i].first; page < extents[i].first + extents[i].count; page++) {
+            p.present[page] = true;
+            write_page(&p, page, 1);
+        }
+    open_rounds(&p);
+    cr_assert_eq(rounds_send_present(p.rounds, &err), 0, "%s", err.text);
+    cr_expect_eq(needed_count, 3, "expected a hint for each of 3 extents, came %zu", needed_count);
+    for (size_t i = 0; i < 3 && i < needed_count; i++) {
+        cr_expect_eq(needed[i].offset, extents[i].first * GUEST_PAGE_SIZE, "extent %zu", i);
+        cr_expect_eq(needed[i].length, extents[i].count * GUEST_PAGE_SIZE, "extent %zu", i);
+        cr_expect_eq(needed[i].posts, 0, "extent %zu was announced after a post", i);
+    }
+    /* Chunks 0, 1, 2 (the last extent reaches into it) and 3, which the region's end cuts. */
+    cr_expect_eq(done_count, 4, "expected word of 4 chunks, came %zu", done_count);
+    for (size_t i = 0; i < 4 && i < done_count; i++) {
+        uint64_t length = i < 3 ? GUEST_CHUNK_SIZE : 7 * GUEST_PAGE_SIZE;
+
+        cr_expect_eq(done[i].offset, i * GUEST_CHUNK_SIZE, "chunk %zu", i);
+        cr_expect_eq(done[i].length, length, "chunk %zu: expected %llu bytes, came %llu", i,
+                     (unsigned long long)length, (unsigned long long)done[i].length);
+        cr_expect_gt(done[i].posts, i ? done[i - 1].posts : 0, "chunk %zu was not posted yet", i);
+    }
+    write_page(&p, 1, 2);
+    p.dirty[1] = true;
+    send_dirty(&p, false);
+    cr_expect_eq(needed_count, 3, "a later round announced what is present again");
+    cr_expect_eq(done_count, 5, "expected word of the chunk sent again, came %zu", done_count);
+    close_puppet(&p);
+}
+
 Test(rounds, present_pages_arrive_and_zeros_cost_nothing)
 {
     static const uint64_t pages[] = {0, 1, 2, 63, 64, 65, 255, 256, 300, 511, 512, PAGES - 1};
