@@ -1,19 +1,54 @@
 #include "transport/transport.h"
 
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "transport/base/log.h"
 #include "transport/tcp/tcp.h"
+#ifdef WANDER_WITH_RDMA
+#include "transport/rdma/check.h"
+#include "transport/rdma/rdma.h"
+#endif
 
 typedef int transport_new_fn(const struct transport_params *params, struct transport **out,
                              struct error *err);
 
+typedef void transport_check_fn(const struct transport_params *params, const struct address *at,
+                                enum transport_end end, uint64_t bytes,
+                                struct transport_findings *out);
+
+#ifndef WANDER_WITH_RDMA
+static int rdma_transport_new(const struct transport_params *params, struct transport **out,
+                              struct error *err)
+{
+    (void)params, (void)out;
+    return error_set(err, EPROTONOSUPPORT,
+                     "this build of wander lacks RDMA (it was built with -DWITH_RDMA=OFF, or where "
+                     "the libraries were not there): install libibverbs-dev and librdmacm-dev and "
+                     "build again, or use tcp://");
+}
+
+static void rdma_check(const struct transport_params *params, const struct address *at,
+                       enum transport_end end, uint64_t bytes, struct transport_findings *out)
+{
+    struct transport *none;
+    struct error err = {0};
+
+    (void)at, (void)end, (void)bytes;
+    rdma_transport_new(params, &none, &err);
+    transport_findings_add(out, true, "%s", err.text);
+}
+#endif
+
 static const struct transport_scheme {
     const char *scheme;
     transport_new_fn *make;
+    transport_check_fn *check; /* NULL: nothing to look at */
 } schemes[] = {
-    {"tcp", tcp_transport_new},
+    {"tcp", tcp_transport_new, NULL},
+    {"rdma", rdma_transport_new, rdma_check},
 };
 
 enum { SCHEME_COUNT = sizeof schemes / sizeof *schemes };
@@ -53,6 +88,34 @@ int transport_new(const char *scheme, const struct transport_params *params, str
     if (params->dscp > 63)
         return error_set(err, EINVAL, "a DSCP is 0 to 63, not %u", params->dscp);
     return found->make(params, out, err);
+}
+
+void transport_findings_add(struct transport_findings *findings, bool fatal, const char *format,
+                            ...)
+{
+    va_list arguments;
+
+    if (findings->count == TRANSPORT_MAX_FINDINGS)
+        return;
+    struct transport_finding *finding = &findings->all[findings->count++];
+    finding->fatal = fatal;
+    va_start(arguments, format);
+    vsnprintf(finding->text, sizeof finding->text, format, arguments);
+    va_end(arguments);
+}
+
+void transport_check(const char *scheme, const struct transport_params *params,
+                     const struct address *at, enum transport_end end, uint64_t bytes,
+                     struct transport_findings *out)
+{
+    struct error err = {0};
+    const struct transport_scheme *found = find_scheme(scheme, &err);
+
+    *out = (struct transport_findings){0};
+    if (!found)
+        transport_findings_add(out, true, "%s", err.text);
+    else if (found->check)
+        found->check(params, at, end, bytes, out);
 }
 
 const char *transport_operation_name(enum transport_operation operation)

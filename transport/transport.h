@@ -222,6 +222,30 @@ struct transport_ops {
  * are. */
 int transport_new(const char *scheme, const struct transport_params *params, struct transport **out,
                   struct error *err);
+/* What one end of a transport would run over, and what is in its way, each with its remedy. */
+enum { TRANSPORT_MAX_FINDINGS = 16, TRANSPORT_FINDING_SIZE = 400 };
+struct transport_finding {
+    bool fatal; /* lanes cannot work; else: they may be worse than they could */
+    char text[TRANSPORT_FINDING_SIZE];
+};
+struct transport_findings {
+    char device[64], link_layer[16], gid_type[16]; /* "": no such thing, or not found */
+    unsigned port, mtu;
+    unsigned count;
+    struct transport_finding all[TRANSPORT_MAX_FINDINGS];
+};
+
+/* Looks at this end without moving anything: the destination, whose lanes would come in at the
+ * address `at` (of its own), or the source, whose lanes would lead to it. `bytes`: guest memory
+ * that would be sent. Blocks for at most 2 s. Any thread. */
+enum transport_end { TRANSPORT_SOURCE, TRANSPORT_DESTINATION };
+void transport_check(const char *scheme, const struct transport_params *params,
+                     const struct address *at, enum transport_end end, uint64_t bytes,
+                     struct transport_findings *out);
+/* One more, for implementations; beyond TRANSPORT_MAX_FINDINGS it is dropped. */
+void transport_findings_add(struct transport_findings *findings, bool fatal, const char *format,
+                            ...) __attribute__((format(printf, 3, 4)));
+
 /* Whether there is a transport for `scheme`: 0, or -EPROTONOSUPPORT with those there are. A build
  * may lack what it takes to make one; that is for transport_new to say. */
 int transport_scheme_check(const char *scheme, struct error *err);
