@@ -75,7 +75,8 @@ int pieces_plan(struct rdma_pieces *p, struct error *err);
  * user, they are linked by `follower`, and *first is the first of them (it need not be ready).
  * -EAGAIN, without any change of users: there is no room for a new piece; the least recently used
  * ones without users have been told to go, try again when some are gone (or when users left).
- * -ENOMEM. */
+ * -EINVAL with a text: its pieces alone would be more than the limits allow (a range that crosses
+ * one grain's end may need two grains). -ENOMEM. Only -EAGAIN sets no text. */
 int pieces_use(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint64_t length,
                struct rdma_piece **first, struct error *err);
 /* Takes back what pieces_use did for the very same range, unless its transfer was posted. */

@@ -1,0 +1,580 @@
+#include "transport/rdma/pieces.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "transport/rdma/expected.h"
+
+enum { PIECES_PER_BLOCK = 1024, SMALLEST_HOLE = 4096 };
+
+struct piece_region {
+    uint32_t id;
+    struct rdma_piece **pieces; /* sorted; not those that were told to go */
+    size_t piece_count, piece_room;
+    struct expected expected;
+    struct span unplanned; /* all that was expected since the last plan lies in it */
+};
+
+/* Pieces that were told to go have room and id until they are gone, but are in no region any more:
+ * their range can be registered anew at once. */
+struct rdma_pieces {
+    struct pieces_config config;
+    struct piece_region *regions;
+    size_t region_count, region_room;
+    uint32_t count; /* not gone, */
+    uint64_t bytes;
+    uint32_t going_count; /* and of these the ones on their way */
+    uint64_t going_bytes;
+    struct rdma_piece *oldest, *newest; /* by use */
+    struct rdma_piece *gone_soon;
+    struct rdma_piece *spare; /* gone: ids to be used again, linked by `next` */
+    /* Ids from 0 to it were given out. Its release also publishes the blocks below, which stay. */
+    atomic_uint made;
+    struct rdma_piece *blocks[RDMA_MAX_PIECES / PIECES_PER_BLOCK];
+};
+
+static uint64_t piece_end(const struct rdma_piece *piece)
+{
+    return piece->offset + piece->length;
+}
+
+static struct rdma_piece *piece_at(const struct rdma_pieces *p, uint32_t id)
+{
+    return &p->blocks[id / PIECES_PER_BLOCK][id % PIECES_PER_BLOCK];
+}
+
+int pieces_new(const struct pieces_config *config, struct rdma_pieces **out, struct error *err)
+{
+    struct rdma_pieces *p = calloc(1, sizeof *p);
+
+    if (!p)
+        return error_set(err, ENOMEM, "no memory for a table of registrations");
+    p->config = *config;
+    if (p->config.max_count > RDMA_MAX_PIECES)
+        p->config.max_count = RDMA_MAX_PIECES;
+    *out = p;
+    return 0;
+}
+
+void pieces_free(struct rdma_pieces *p)
+{
+    if (!p)
+        return;
+    for (size_t i = 0; i < p->region_count; i++) {
+        free(p->regions[i].pieces);
+        expected_free(&p->regions[i].expected);
+    }
+    for (unsigned i = 0; i < RDMA_MAX_PIECES / PIECES_PER_BLOCK; i++)
+        free(p->blocks[i]);
+    free(p->regions);
+    free(p);
+}
+
+/* Makes room for one more element of an array. */
+static int reserve(void **array, size_t *room, size_t count, size_t element, struct error *err)
+{
+    size_t wanted = *room ? *room * 2 : 16;
+    void *grown;
+
+    if (count < *room)
+        return 0;
+    grown = reallocarray(*array, wanted, element);
+    if (!grown)
+        return error_set(err, ENOMEM, "no memory for a list of %zu registrations", wanted);
+    *array = grown;
+    *room = wanted;
+    return 0;
+}
+
+static struct piece_region *region_find(const struct rdma_pieces *p, uint32_t id)
+{
+    for (size_t i = 0; i < p->region_count; i++)
+        if (p->regions[i].id == id)
+            return &p->regions[i];
+    return NULL;
+}
+
+/* Finds it or makes it; NULL without memory. */
+static struct piece_region *region_get(struct rdma_pieces *p, uint32_t id, struct error *err)
+{
+    struct piece_region *r = region_find(p, id);
+    void *regions = p->regions;
+
+    if (r)
+        return r;
+    if (reserve(&regions, &p->region_room, p->region_count, sizeof *r, err) < 0)
+        return NULL;
+    p->regions = regions;
+    r = &p->regions[p->region_count++];
+    *r = (struct piece_region){.id = id};
+    return r;
+}
+
+/* The first piece that ends behind `at`; piece_count when there is none. */
+static size_t piece_index(const struct piece_region *r, uint64_t at)
+{
+    size_t low = 0, high = r->piece_count;
+
+    if (!high || piece_end(r->pieces[high - 1]) <= at)
+        return high;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (piece_end(r->pieces[middle]) > at)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+int pieces_expect(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint64_t length,
+                  struct error *err)
+{
+    struct piece_region *r = region_get(p, region, err);
+    struct span span = {offset, offset + length};
+    int result;
+
+    if (!r)
+        return -ENOMEM;
+    result = length ? expected_add(&r->expected, span) : 0;
+    if (result < 0)
+        return error_set(err, ENOMEM, "no memory for a list of %zu extents", r->expected.count);
+    if (!result)
+        return 0;
+    if (!r->unplanned.to)
+        r->unplanned = span;
+    if (span.from < r->unplanned.from)
+        r->unplanned.from = span.from;
+    if (span.to > r->unplanned.to)
+        r->unplanned.to = span.to;
+    return 0;
+}
+
+/* The range of a new piece that holds `at`, where none is: inside its grain, the piece before and
+ * the piece behind, what is expected there; holes of that extent's right side up to `hole` bytes
+ * are taken in. Where nothing is expected, no more than up to `needed`. */
+static struct span new_range(const struct rdma_pieces *p, const struct piece_region *r, uint64_t at,
+                             uint64_t needed, uint64_t hole)
+{
+    uint64_t low = at & ~(p->config.grain - 1), high = low + p->config.grain;
+    size_t behind = piece_index(r, at), e = expected_index(&r->expected, at);
+    const struct span *extent = r->expected.extents + e;
+    const struct span *end = r->expected.extents + r->expected.count;
+
+    if (behind && piece_end(r->pieces[behind - 1]) > low)
+        low = piece_end(r->pieces[behind - 1]);
+    if (behind < r->piece_count && r->pieces[behind]->offset < high)
+        high = r->pieces[behind]->offset;
+    if (extent == end || extent->from > at) {
+        if (extent < end && extent->from < high)
+            high = extent->from;
+        return (struct span){at, needed < high ? needed : high};
+    }
+    if (extent->from > low)
+        low = extent->from;
+    while (end - extent > 1 && extent[1].from < high && extent[1].from - extent->to <= hole)
+        extent++;
+    return (struct span){low, extent->to < high ? extent->to : high};
+}
+
+static void use_unlink(struct rdma_pieces *p, struct rdma_piece *piece)
+{
+    *(piece->older ? &piece->older->newer : &p->oldest) = piece->newer;
+    *(piece->newer ? &piece->newer->older : &p->newest) = piece->older;
+}
+
+static void use_append(struct rdma_pieces *p, struct rdma_piece *piece)
+{
+    piece->older = p->newest;
+    piece->newer = NULL;
+    *(p->newest ? &p->newest->newer : &p->oldest) = piece;
+    p->newest = piece;
+}
+
+static void use_prepend(struct rdma_pieces *p, struct rdma_piece *piece)
+{
+    piece->older = NULL;
+    piece->newer = p->oldest;
+    *(p->oldest ? &p->oldest->older : &p->newest) = piece;
+    p->oldest = piece;
+}
+
+/* A piece without range: one that is gone, or the next that never was. NULL without memory. */
+static struct rdma_piece *piece_take(struct rdma_pieces *p)
+{
+    uint32_t id = atomic_load_explicit(&p->made, memory_order_relaxed);
+    struct rdma_piece **block, *piece = p->spare;
+
+    if (piece) {
+        p->spare = piece->next;
+        return piece;
+    }
+    block = &p->blocks[id / PIECES_PER_BLOCK];
+    if (!*block)
+        *block = calloc(PIECES_PER_BLOCK, sizeof **block);
+    if (!*block)
+        return NULL;
+    piece = piece_at(p, id);
+    piece->id = id;
+    atomic_store_explicit(&p->made, id + 1, memory_order_release);
+    return piece;
+}
+
+/* Puts it among the region's pieces. Threads that walk over pieces they use never read a `follower`
+ * that changes here: what is between two pieces in use is there already. */
+static void region_insert(struct piece_region *r, struct rdma_piece *piece)
+{
+    size_t i = piece_index(r, piece->offset);
+
+    memmove(r->pieces + i + 1, r->pieces + i, (r->piece_count - i) * sizeof piece);
+    r->pieces[i] = piece;
+    r->piece_count++;
+    if (i && piece_end(r->pieces[i - 1]) == piece->offset)
+        r->pieces[i - 1]->follower = piece;
+    if (i + 1 < r->piece_count && r->pieces[i + 1]->offset == piece_end(piece))
+        piece->follower = r->pieces[i + 1];
+}
+
+static void region_remove(struct piece_region *r, struct rdma_piece *piece)
+{
+    size_t i = piece_index(r, piece->offset);
+
+    if (i && r->pieces[i - 1]->follower == piece)
+        r->pieces[i - 1]->follower = NULL;
+    r->piece_count--;
+    memmove(r->pieces + i, r->pieces + i + 1, (r->piece_count - i) * sizeof piece);
+}
+
+/* There has to be room for it. */
+static int make(struct rdma_pieces *p, struct piece_region *r, struct span range,
+                struct rdma_piece **out, struct error *err)
+{
+    void *pieces = r->pieces;
+    struct rdma_piece *piece;
+
+    if (reserve(&pieces, &r->piece_room, r->piece_count, sizeof piece, err) < 0)
+        return -ENOMEM;
+    r->pieces = pieces;
+    piece = piece_take(p);
+    if (!piece)
+        return error_set(err, ENOMEM, "no memory for more than %u registrations", p->count);
+    piece->region = r->id;
+    piece->offset = range.from;
+    piece->length = range.to - range.from;
+    piece->going = false;
+    piece->follower = piece->next = piece->next_job = piece->next_mail = NULL;
+    piece->registration = NULL;
+    piece->local_key = piece->remote_key = 0;
+    piece->local_address = piece->remote_address = 0;
+    atomic_store_explicit(&piece->users, 0, memory_order_relaxed);
+    atomic_store_explicit(&piece->awaited, 2, memory_order_release);
+    region_insert(r, piece);
+    use_append(p, piece);
+    p->count++;
+    p->bytes += piece->length;
+    p->config.owner.acquire(p->config.owner.context, piece);
+    *out = piece;
+    return 0;
+}
+
+static void tell_to_go(struct rdma_pieces *p, struct rdma_piece *piece)
+{
+    piece->going = true;
+    atomic_store_explicit(&piece->awaited, 2, memory_order_release);
+    p->config.owner.release(p->config.owner.context, piece);
+}
+
+/* Takes one that is in no region any more out of use. Who still waits for its registration cannot
+ * be told yet: pieces_collect does it then. */
+static void retire(struct rdma_pieces *p, struct rdma_piece *piece)
+{
+    use_unlink(p, piece);
+    p->going_count++;
+    p->going_bytes += piece->length;
+    piece->next = p->gone_soon;
+    p->gone_soon = piece;
+    if (piece_is_ready(piece))
+        tell_to_go(p, piece);
+}
+
+static bool piece_is_idle(struct rdma_piece *piece)
+{
+    return piece_is_ready(piece) && atomic_load_explicit(&piece->users, memory_order_acquire) == 0;
+}
+
+/* Tells the least recently used idle pieces to go, until those that stay are few and small enough.
+ */
+static void shrink(struct rdma_pieces *p, uint64_t bytes, uint32_t count)
+{
+    struct rdma_piece *piece = p->oldest, *newer;
+
+    for (; piece && (p->bytes - p->going_bytes > bytes || p->count - p->going_count > count);
+         piece = newer) {
+        newer = piece->newer;
+        if (!piece_is_idle(piece))
+            continue;
+        region_remove(region_find(p, piece->region), piece);
+        retire(p, piece);
+    }
+}
+
+static bool has_room(const struct rdma_pieces *p, uint64_t length)
+{
+    return p->count < p->config.max_count && p->bytes <= p->config.limit &&
+           length <= p->config.limit - p->bytes;
+}
+
+/* What a range's pieces have together: they cannot go to make room for one more of it. */
+struct held {
+    uint64_t bytes;
+    uint32_t count;
+};
+
+static int make_room(struct rdma_pieces *p, uint64_t length, struct held held, struct error *err)
+{
+    uint64_t limit = p->config.limit;
+
+    if (has_room(p, length))
+        return 0;
+    pieces_collect(p);
+    if (has_room(p, length))
+        return 0;
+    if (length > limit || held.bytes > limit - length)
+        return error_set(err, EINVAL,
+                         "a transfer needs %llu bytes registered at once, and the limit is %llu: "
+                         "allow more pinned memory",
+                         (unsigned long long)(held.bytes + length), (unsigned long long)limit);
+    if (held.count >= p->config.max_count)
+        return error_set(err, EINVAL,
+                         "a transfer needs more than %u registrations at once, which is all that "
+                         "the device has",
+                         held.count);
+    shrink(p, limit - length, p->config.max_count - 1);
+    pieces_collect(p);
+    return has_room(p, length) ? 0 : -EAGAIN;
+}
+
+/* The first byte of the span that is expected and in no piece. */
+static bool next_missing(const struct piece_region *r, struct span within, uint64_t *at)
+{
+    while (within.from < within.to) {
+        size_t e = expected_index(&r->expected, within.from), i;
+
+        if (e == r->expected.count || r->expected.extents[e].from >= within.to)
+            return false;
+        if (r->expected.extents[e].from > within.from)
+            within.from = r->expected.extents[e].from;
+        i = piece_index(r, within.from);
+        if (i == r->piece_count || r->pieces[i]->offset > within.from) {
+            *at = within.from;
+            return true;
+        }
+        within.from = piece_end(r->pieces[i]);
+    }
+    return false;
+}
+
+/* How many pieces a plan would make, as far as `enough`. */
+static uint32_t count_planned(const struct rdma_pieces *p, uint64_t hole, uint32_t enough)
+{
+    uint32_t count = 0;
+
+    for (size_t i = 0; i < p->region_count; i++) {
+        struct span left = p->regions[i].unplanned;
+        uint64_t at;
+
+        while (count < enough && next_missing(&p->regions[i], left, &at)) {
+            left.from = new_range(p, &p->regions[i], at, at, hole).to;
+            count++;
+        }
+    }
+    return count;
+}
+
+static int plan_region(struct rdma_pieces *p, struct piece_region *r, uint64_t hole,
+                       struct error *err)
+{
+    struct span left = r->unplanned;
+    struct rdma_piece *piece;
+    uint64_t at;
+
+    while (next_missing(r, left, &at)) {
+        struct span range = new_range(p, r, at, at, hole);
+
+        if (!has_room(p, range.to - range.from))
+            return 0;
+        if (make(p, r, range, &piece, err) < 0)
+            return -ENOMEM;
+        left.from = range.to;
+    }
+    return 0;
+}
+
+int pieces_plan(struct rdma_pieces *p, struct error *err)
+{
+    uint32_t room = p->config.max_count - p->count;
+    uint64_t hole = 0;
+    int result = 0;
+
+    if (!p->config.eager)
+        return 0;
+    while (hole < p->config.grain && count_planned(p, hole, room + 1) > room)
+        hole = hole ? hole * 2 : SMALLEST_HOLE;
+    for (size_t i = 0; i < p->region_count && !result; i++) {
+        result = plan_region(p, &p->regions[i], hole, err);
+        p->regions[i].unplanned = (struct span){0, 0};
+    }
+    return result;
+}
+
+/* The piece that holds `at`. 0: found, 1: made, or -errno. */
+static int get(struct rdma_pieces *p, struct piece_region *r, uint64_t at, uint64_t end,
+               struct held held, struct rdma_piece **out, struct error *err)
+{
+    size_t i = piece_index(r, at);
+    struct span range;
+    int result;
+
+    if (i < r->piece_count && r->pieces[i]->offset <= at) {
+        *out = r->pieces[i];
+        return 0;
+    }
+    range = new_range(p, r, at, end, 0);
+    result = make_room(p, range.to - range.from, held, err);
+    if (!result)
+        result = make(p, r, range, out, err);
+    return result < 0 ? result : 1;
+}
+
+int pieces_use(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint64_t length,
+               struct rdma_piece **first, struct error *err)
+{
+    struct piece_region *r = region_get(p, region, err);
+    uint64_t at = offset, end = offset + length;
+    struct rdma_piece *piece = NULL;
+    struct held held = {0, 0};
+    bool made = false;
+
+    if (!r)
+        return -ENOMEM;
+    do {
+        struct rdma_piece *next = piece ? piece->follower : NULL;
+        int result = next ? 0 : get(p, r, at, end, held, &next, err);
+
+        if (result < 0) {
+            if (piece)
+                pieces_unuse(*first, offset, at - offset);
+            return result;
+        }
+        made |= result > 0;
+        if (!piece)
+            *first = next;
+        piece = next;
+        /* From here on it cannot be told to go to make room for what follows. */
+        atomic_fetch_add_explicit(&piece->users, 1, memory_order_relaxed);
+        use_unlink(p, piece);
+        use_append(p, piece);
+        at = piece_end(piece);
+        held = (struct held){held.bytes + piece->length, held.count + 1};
+    } while (at < end);
+    /* Ahead of need, so that the next one finds room without waiting; not before all of this range
+     * have their user, and not in a plan: neither makes pieces only to let them go. */
+    if (made)
+        shrink(p, p->config.limit - p->config.limit / 4, UINT32_MAX);
+    return 0;
+}
+
+void pieces_unuse(struct rdma_piece *first, uint64_t offset, uint64_t length)
+{
+    uint64_t end = offset + length;
+
+    for (struct rdma_piece *piece = first, *next; piece; piece = next) {
+        /* Without its user it may change. */
+        next = piece_end(piece) < end ? piece->follower : NULL;
+        atomic_fetch_sub_explicit(&piece->users, 1, memory_order_release);
+    }
+}
+
+void pieces_cool(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint64_t length)
+{
+    struct piece_region *r = region_find(p, region);
+
+    if (!r || !length)
+        return;
+    for (size_t i = piece_index(r, offset);
+         i < r->piece_count && r->pieces[i]->offset < offset + length; i++) {
+        use_unlink(p, r->pieces[i]);
+        use_prepend(p, r->pieces[i]);
+    }
+}
+
+void pieces_forget(struct rdma_pieces *p, uint32_t region)
+{
+    struct piece_region *r = region_find(p, region), forgotten;
+
+    if (!r)
+        return;
+    forgotten = *r;
+    *r = p->regions[--p->region_count];
+    for (size_t i = 0; i < forgotten.piece_count; i++) {
+        forgotten.pieces[i]->follower = NULL;
+        retire(p, forgotten.pieces[i]);
+    }
+    free(forgotten.pieces);
+    expected_free(&forgotten.expected);
+}
+
+bool pieces_collect(struct rdma_pieces *p)
+{
+    struct rdma_piece **at = &p->gone_soon, *piece;
+    bool any = false;
+
+    while ((piece = *at)) {
+        if (piece_is_ready(piece) && !piece->going)
+            tell_to_go(p, piece);
+        if (!piece_is_ready(piece)) {
+            at = &piece->next;
+            continue;
+        }
+        *at = piece->next;
+        p->count--;
+        p->bytes -= piece->length;
+        p->going_count--;
+        p->going_bytes -= piece->length;
+        piece->length = 0;
+        piece->next = p->spare;
+        p->spare = piece;
+        any = true;
+    }
+    return any;
+}
+
+struct rdma_piece *pieces_find(const struct rdma_pieces *p, uint32_t id)
+{
+    return id < atomic_load_explicit(&p->made, memory_order_acquire) ? piece_at(p, id) : NULL;
+}
+
+void pieces_each(struct rdma_pieces *p, void (*visit)(void *context, struct rdma_piece *piece),
+                 void *context)
+{
+    uint32_t made = atomic_load_explicit(&p->made, memory_order_relaxed);
+
+    for (uint32_t id = 0; id < made; id++) {
+        struct rdma_piece *piece = piece_at(p, id);
+
+        if (piece->length && !(piece->going && piece_is_ready(piece)))
+            visit(context, piece);
+    }
+}
+
+uint32_t pieces_count(const struct rdma_pieces *p)
+{
+    return p->count;
+}
+
+uint64_t pieces_bytes(const struct rdma_pieces *p)
+{
+    return p->bytes;
+}
