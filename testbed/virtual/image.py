@@ -1,5 +1,5 @@
-"""The image both virtual hosts boot: Debian's stock kernel, a small initramfs and one root file system, read-only. Built
-from packages once, in the cache, under a lock; a change of the recipe gives it another name."""
+"""The image both virtual hosts boot: Debian's stock kernel, a small initramfs and one root file system, read-only.
+Built from packages once, in the cache, under a lock; a change of the recipe gives it another name."""
 
 import fcntl
 import hashlib
@@ -12,6 +12,7 @@ import stat
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from virtual.packages import Apt, Trouble, run
@@ -24,19 +25,21 @@ PACKAGES = """
     libibverbs1 ibverbs-providers librdmacm1 ibverbs-utils rdmacm-utils perftest
     libuv1 libcjson1 libxxhash0 libzstd1 libssl3 libgcc-s1 libstdc++6
     libasan8 libubsan1 libtsan2 libcriterion3 binutils python3-minimal
-    qemu-system-x86
+    linux-perf qemu-system-x86
 """.split()
 UNWANTED = ["./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/info", "./usr/share/perl*",
-            "./usr/lib/x86_64-linux-gnu/perl*", "./usr/share/bug", "./usr/share/icons", "./usr/share/X11"]
+            "./usr/lib/x86_64-linux-gnu/perl*", "./usr/share/bug", "./usr/share/icons", "./usr/share/iso-codes"]
 BOOT_MODULES = "virtio_blk ext4 overlay".split()
 # crc32_generic: without it soft-RoCE says "No such file or directory" when a link is added.
 HOST_MODULES = "crc32_generic crc32c_generic rdma_rxe rdma_cm rdma_ucm ib_uverbs".split()
-MODULES = """kernel/arch/x86 kernel/crypto kernel/lib kernel/virt kernel/fs/ext4 kernel/fs/jbd2 kernel/fs/mbcache.ko* kernel/fs/configfs
-    kernel/fs/overlayfs kernel/fs/9p kernel/fs/netfs kernel/net kernel/drivers/infiniband kernel/drivers/virtio
-    kernel/drivers/block/virtio_blk.ko* kernel/drivers/block/loop.ko* kernel/drivers/net/virtio_net.ko*
-    kernel/drivers/net/net_failover.ko* kernel/drivers/net/veth.ko* kernel/drivers/net/tun.ko*
-    kernel/drivers/net/dummy.ko* kernel/drivers/crypto/ccp kernel/drivers/vhost
-    modules.builtin modules.builtin.modinfo modules.order""".split()
+MODULES = """
+    kernel/arch/x86 kernel/crypto kernel/lib kernel/virt kernel/fs/ext4 kernel/fs/jbd2 kernel/fs/mbcache.ko*
+    kernel/fs/configfs kernel/fs/overlayfs kernel/fs/9p kernel/fs/netfs kernel/net kernel/drivers/infiniband
+    kernel/drivers/virtio kernel/drivers/block/virtio_blk.ko* kernel/drivers/block/loop.ko*
+    kernel/drivers/net/virtio_net.ko* kernel/drivers/net/net_failover.ko* kernel/drivers/net/veth.ko*
+    kernel/drivers/net/tun.ko* kernel/drivers/net/dummy.ko* kernel/drivers/crypto/ccp kernel/drivers/vhost
+    modules.builtin modules.builtin.modinfo modules.order
+""".split()
 UNUSED_DAYS = 14
 
 
@@ -98,15 +101,15 @@ def build(place, archives, say):
     kernel, backports = apt.kernel()
     packages = apt.fetch(PACKAGES)
     if not backports:
-        say("note: the kernel of backports could not be had, so the hosts run the suite's own: it lacks PAGEMAP_SCAN, and "
-            "what tracks dirty pages by it cannot be tried there")
+        say("note: the kernel of backports could not be had, so the hosts run the suite's own: it lacks PAGEMAP_SCAN, "
+            "and what tracks dirty pages by it cannot be tried there")
     root, image = place / "root", place / "image"
     root.mkdir()
     image.mkdir()
     say(f"unpacking {len(packages)} packages")
     skeleton(root)
-    for package in packages:
-        unpack(package, root, [f"--exclude={path}" for path in UNWANTED])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda package: unpack(package, root, [f"--exclude={path}" for path in UNWANTED]), packages))
     version = unpack_kernel(kernel, root, image)
     finish_root(root, version)
     say("making the initramfs and the root image")
@@ -165,8 +168,7 @@ def unpack_kernel(package, root, image):
 
 
 def finish_root(root, version):
-    for name in ("wander-host-setup", "wander-host-sshd"):
-        (root / "usr/local/sbin").mkdir(exist_ok=True)
+    (root / "usr/local/sbin").mkdir(exist_ok=True)
     shutil.copy(HERE / "guest-setup", root / "usr/local/sbin/wander-host-setup")
     (root / "usr/local/sbin/wander-host-sshd").write_text(
         "#!/bin/bash\nulimit -l unlimited\nexec dropbear -F -E -s -R -p 22 2>>/var/log/sshd\n")
@@ -203,7 +205,7 @@ def boot_files(root, version):
 
 def archive(files):
     """The content of a cpio archive ("newc") with these files, and /dev/console for what init says first."""
-    entries = [(f"{folder}/".rstrip("/"), stat.S_IFDIR | 0o755, 0, 0, b"") for folder in ("bin", "modules", "dev")]
+    entries = [(folder, stat.S_IFDIR | 0o755, 0, 0, b"") for folder in ("bin", "modules", "dev")]
     entries.append(("dev/console", stat.S_IFCHR | 0o600, 5, 1, b""))
     entries += [(name, stat.S_IFREG | mode, 0, 0, content) for name, (mode, content) in files.items()]
     entries.append(("TRAILER!!!", 0, 0, 0, b""))
@@ -217,7 +219,7 @@ def archive(files):
 
 
 def make_file_system(root, path):
-    entries = [entry for entry in root.rglob("*")]
+    entries = list(root.rglob("*"))
     size = sum(4096 + (entry.lstat().st_size + 4095) // 4096 * 4096 for entry in entries)
     with open(path, "wb") as image:
         image.truncate(size + size // 16 + (16 << 20))

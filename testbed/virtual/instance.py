@@ -1,5 +1,5 @@
-"""One pair of virtual hosts: a directory with all that belongs to it, and a supervisor process that ends both QEMUs when
-it is told to, when the process they were started for ends, or when it dies itself."""
+"""One pair of virtual hosts: a directory with all that belongs to it, and a supervisor process that ends both QEMUs
+when it is told to, when the process they were started for ends, or when it dies itself."""
 
 import contextlib
 import fcntl
@@ -55,19 +55,21 @@ def free_port():
 
 def qemu_command(name, settings, key, port):
     """The command line of a host; every path in it is relative to the instance's directory."""
-    accelerator = ["-accel", "kvm", "-cpu", "host"] if settings["accel"] == "kvm" else ["-accel", "tcg", "-cpu", "max"]
+    accelerator = ["-accel", settings["accel"], "-cpu", "host" if settings["accel"] == "kvm" else "max"]
     number = NAMES.index(name) + 1
     # A stream over a Unix socket: over TCP every small frame behind another would wait for a delayed ACK.
     link = "stream,id=link,addr.type=unix,addr.path=link.sock" + (",server=on" if name == NAMES[0] else "")
     command_line = (f"console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 wander.host={name} wander.key={key} "
                     f"wander.modules={','.join(settings['modules'])}")
     return ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-name", f"wander-{name}", *accelerator,
-            "-machine", "q35", "-m", settings["memory"], "-smp", str(settings["cpus"]), "-nodefaults", "-no-user-config",
-            "-display", "none", "-no-reboot", "-serial", f"file:{name}.console", "-rtc", "base=utc",
-            "-device", "virtio-rng-pci", "-kernel", "image/kernel", "-initrd", "image/initramfs", "-append", command_line,
+            "-machine", "q35", "-m", settings["memory"], "-smp", str(settings["cpus"]),
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{name}.console",
+            "-rtc", "base=utc", "-device", "virtio-rng-pci",
+            "-kernel", "image/kernel", "-initrd", "image/initramfs", "-append", command_line,
             "-drive", "if=none,id=root,file=image/root.img,format=raw,readonly=on,file.locking=off",
             "-device", "virtio-blk-pci,drive=root",
-            "-netdev", link, "-device", f"virtio-net-pci,netdev=link,mac=52:54:00:77:00:{number:02x},host_mtu=9000,romfile=",
+            "-netdev", link,
+            "-device", f"virtio-net-pci,netdev=link,mac=52:54:00:77:00:{number:02x},host_mtu=9000,romfile=",
             "-netdev", f"user,id=user,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22",
             "-device", "virtio-net-pci,netdev=user,mac=52:54:00:78:00:01,romfile="]
 
@@ -83,8 +85,8 @@ class Instance:
         return self.directory / "ssh_config"
 
     def lock(self, create=False):
-        """A descriptor that holds the instance, or None when somebody does: its supervisor, as long as the hosts live, or
-        an `up` under way. FileNotFoundError when there is no directory and none shall be made."""
+        """A descriptor that holds the instance, or None when somebody does: its supervisor, as long as the hosts live,
+        or an `up` under way. FileNotFoundError when there is no directory and none shall be made."""
         while True:
             if create:
                 with contextlib.suppress(FileExistsError):
@@ -136,8 +138,8 @@ class Instance:
                  "supervisor.log", *(f"{name}.console" for name in NAMES), *(f"{name}.log" for name in NAMES)}
         for path in self.directory.iterdir():
             if path.name not in known and not path.name.startswith("known_hosts"):
-                raise Trouble(f"'{self.directory}' is not a directory of virtual hosts: it holds '{path.name}'. Give another "
-                              f"one with --state.")
+                raise Trouble(f"'{self.directory}' is not a directory of virtual hosts: it holds '{path.name}'. Give "
+                              f"another one with --state.")
 
     # --- up
 
@@ -202,8 +204,9 @@ class Instance:
         lines = []
         for name in NAMES:
             lines += [f"Host {name}", "HostName 127.0.0.1", f"Port {about['hosts'][name]['port']}", "User root",
-                      f"IdentityFile {quoted('key')}", "IdentitiesOnly yes", f"UserKnownHostsFile {quoted('known_hosts')}",
-                      "StrictHostKeyChecking accept-new", "LogLevel ERROR", "ConnectTimeout 5", "BatchMode yes", ""]
+                      f"IdentityFile {quoted('key')}", "IdentitiesOnly yes", "StrictHostKeyChecking accept-new",
+                      f"UserKnownHostsFile {quoted('known_hosts')}", "LogLevel ERROR",
+                      "ConnectTimeout 5", "BatchMode yes", ""]
         self.ssh_config.write_text("\n".join(lines))
 
     def tails(self):

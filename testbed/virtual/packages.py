@@ -41,7 +41,8 @@ def one_line_sources(text):
 def deb822_sources(text):
     """The same of every stanza of a .sources file."""
     for stanza in re.split(r"\n\s*\n", re.sub(r"(?m)^#.*\n?", "", text)):
-        fields = {name.lower(): value.split() for name, value in re.findall(r"(?m)^([\w-]+):((?:.*)(?:\n[ \t].*)*)", stanza)}
+        found = re.findall(r"(?m)^([\w-]+):(.*(?:\n[ \t].*)*)", stanza)
+        fields = {name.lower(): value.split() for name, value in found}
         if "deb" in fields.get("types", []) and fields.get("enabled") != ["no"]:
             key = fields.get("signed-by", [""])[0]
             for uri in fields.get("uris", []):
@@ -75,7 +76,7 @@ class Apt:
             folder.mkdir(parents=True, exist_ok=True)
         (place / "status").touch()
         settings = {"Dir::Etc::sourcelist": place / "sources.list", "Dir::Etc::sourceparts": place / "none",
-                    "Dir::Etc::preferences": place / "none" / "preferences", "Dir::Etc::preferencesparts": place / "none",
+                    "Dir::Etc::preferences": place / "preferences", "Dir::Etc::preferencesparts": place / "none",
                     "Dir::State": place / "state", "Dir::State::lists": place / "lists",
                     "Dir::State::status": place / "status", "Dir::Cache": place, "Dir::Cache::archives": archives,
                     "Dir::Log": place, "APT::Sandbox::User": "", "APT::Architecture": "amd64",
@@ -92,8 +93,8 @@ class Apt:
         """Fetches the package lists; without backports when those cannot be had."""
         base = debian_source(SUITE)
         if not base:
-            raise Trouble(f"the packages for the virtual hosts are Debian's {SUITE}, and no source of apt on this machine "
-                          f"has that suite: add one (deb MIRROR {SUITE} main)")
+            raise Trouble(f"the packages for the virtual hosts are Debian's {SUITE}, and no source of apt on this "
+                          f"machine has that suite: add one (deb MIRROR {SUITE} main)")
         sources = [(SUITE, base), (f"{SUITE}-updates", debian_source(f"{SUITE}-updates")),
                    (f"{SUITE}-security", debian_source(f"{SUITE}-security"))]
         for backports in (debian_source(BACKPORTS) or base, None):
