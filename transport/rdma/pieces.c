@@ -264,7 +264,7 @@ static int make(struct rdma_pieces *p, struct piece_region *r, struct span range
     piece->offset = range.from;
     piece->length = range.to - range.from;
     piece->going = false;
-    piece->follower = piece->next = piece->next_job = piece->next_mail = NULL;
+    piece->follower = piece->next = NULL;
     piece->registration = NULL;
     piece->local_key = piece->remote_key = 0;
     piece->local_address = piece->remote_address = 0;
