@@ -230,6 +230,7 @@ struct transport_finding {
 };
 struct transport_findings {
     char device[64], link_layer[16], gid_type[16]; /* "": no such thing, or not found */
+    char passage[48]; /* what the network between must let through: "UDP port 4791 (RoCE v2)" */
     unsigned port, mtu;
     unsigned count;
     struct transport_finding all[TRANSPORT_MAX_FINDINGS];
