@@ -3,6 +3,7 @@
  *
  *   incoming.c   public face, the session's thread, its end
  *   receiving.c  greeting, checks, memory and lanes, until PREPARED
+ *   probing.c    greeted with a question only: what would be refused, how lanes would do
  *   standby.c    PREPARED: waits for COMMIT or ABORT, through lost connections, and for the
  * operator; then STARTED */
 #ifndef MIGRATE_DESTINATION_H
@@ -61,6 +62,16 @@ struct incoming {
     struct destination_measurement measurement;
 };
 
+/* The next message, whatever it is; lanes are looked at meanwhile. -ETIMEDOUT at `deadline`
+ * (clock_now). */
+int destination_next_message(struct incoming *in, uint64_t deadline, struct message *out,
+                             struct error *err);
+/* Everything that keeps the guest from coming here, at once; gives `d` its name on this host. */
+void destination_judge(struct incoming *in, struct guest_description *d, struct reasons *reasons);
+/* What is in the way of lanes here. `memory_bytes`: what counts if the source did not say. */
+void destination_look_at_lanes(struct incoming *in, uint64_t memory_bytes,
+                               struct transport_findings *findings);
+
 void destination_set_phase(struct incoming *in, enum incoming_phase phase);
 void destination_say(struct incoming *in, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -68,6 +79,8 @@ void destination_say(struct incoming *in, const char *format, ...)
 /* HELLO, the guest's description, memory and lanes. 1: go on; 0: that was all (a query, a check, a
  * refusal); -errno. */
 int destination_greet(struct incoming *in, struct error *err);
+/* After WELCOME, intent CHECK: GUEST is judged, PROBE answered, one lane let in. 0, or -errno. */
+int destination_answer_check(struct incoming *in, struct error *err);
 /* Rounds, until PREPARED (0). */
 int destination_receive(struct incoming *in, struct error *err);
 /* From PREPARED to the end: 0 STARTED, -ECONNABORTED recorded as ABORTED. */

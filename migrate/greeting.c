@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "migrate/preflight.h"
 #include "transport/base/clock.h"
+#include "transport/base/log.h"
 
 static const uint64_t HUGE_PAGE = 2ull << 20;
 
@@ -38,6 +40,30 @@ static bool share_clock(const char *boot_id)
     return ours[0] && strcmp(ours, boot_id) == 0;
 }
 
+/* Whatever keeps lanes from working at this end: before the destination is told of anything, and
+ * long before the guest is touched. */
+static int look_ahead(struct migration *m, struct error *err)
+{
+    struct transport_params params = preflight_params(&m->options);
+    struct transport_findings findings;
+    struct address peer;
+
+    if (!(transport_capabilities(m->transport) & TRANSPORT_PINS_MEMORY))
+        return 0;
+    int result = preflight_present_bytes(m->guest, &m->measurement.present_bytes, err);
+    if (!result)
+        result =
+            address_of_peer(channel_socket(m->channel), m->options.destination.scheme, &peer, err);
+    if (result)
+        return result;
+    transport_check(peer.scheme, &params, &peer, TRANSPORT_SOURCE, m->measurement.present_bytes,
+                    &findings);
+    for (unsigned i = 0; i < findings.count; i++)
+        if (!findings.all[i].fatal)
+            log_line(LOG_INFO, "%s", findings.all[i].text);
+    return preflight_verdict(&findings, err);
+}
+
 static int say_hello(struct migration *m, struct error *err)
 {
     struct hello hello = {
@@ -46,14 +72,13 @@ static int say_hello(struct migration *m, struct error *err)
         .intent = HELLO_NEW,
         .epoch = m->epoch,
         .session_port = responder_port(m->responder),
-        .lanes = m->options.lanes,
     };
     uint8_t body[PROTO_BODY_SIZE];
     struct message reply;
     struct welcome welcome;
 
     memcpy(hello.token, m->token, sizeof(hello.token));
-    memcpy(hello.scheme, m->options.destination.scheme, sizeof(hello.scheme));
+    preflight_hello(&m->options, m->measurement.present_bytes, &hello);
     int result = channel_send(m->channel, MESSAGE_HELLO, body, hello_encode(&hello, body), err);
     if (!result)
         result = source_receive(m, MESSAGE_WELCOME, SOURCE_CONNECT_MS, true, &reply, err);
@@ -190,22 +215,16 @@ static int announce_extents(struct migration *m, struct error *err)
     return result ? result : flush_extents(m, &message, true, err);
 }
 
-static int make_transport(struct migration *m, const char *scheme, struct error *err)
+static int make_transport(struct migration *m, struct error *err)
 {
-    struct transport_params params = {
-        .epoch = m->epoch,
-        .lanes = m->options.lanes,
-        .operation = m->options.operation,
-        .registration = m->options.registration,
-        .pin_limit = m->options.pin_limit,
-        .dscp = m->options.dscp,
-    };
+    struct transport_params params = preflight_params(&m->options);
     const struct guest_region *regions;
     unsigned count = m->guest->ops->regions(m->guest, &regions);
     char rate[64];
 
+    params.epoch = m->epoch;
     memcpy(params.token, m->token, sizeof(params.token));
-    int result = transport_new(scheme, &params, &m->transport, err);
+    int result = transport_new(m->options.destination.scheme, &params, &m->transport, err);
     if (!result && m->options.filter[0])
         result = transport_wrap(m->options.filter, &m->transport, err);
     snprintf(rate, sizeof(rate), "rate=%llu", (unsigned long long)m->options.max_bandwidth);
@@ -250,6 +269,10 @@ int source_greet(struct migration *m, struct error *err)
     int result = open_control(m, err);
 
     if (!result)
+        result = make_transport(m, err);
+    if (!result)
+        result = look_ahead(m, err);
+    if (!result)
         result = say_hello(m, err);
     if (!result)
         result = describe_guest(m, err);
@@ -257,8 +280,6 @@ int source_greet(struct migration *m, struct error *err)
         result = await_accept(m, &lanes, err);
     if (!result)
         result = start_tracking(m, err);
-    if (!result)
-        result = make_transport(m, lanes.scheme, err);
     if (!result)
         result = make_rounds(m, err);
     if (!result)

@@ -57,10 +57,21 @@ int incoming_resolve(struct incoming *in, enum resolve_action action, bool force
 /* Joins and frees (the guest too unless taken). Blocks. */
 void incoming_free(struct incoming *in);
 
-/* `wander check`: connects, presents the description of `guest` (NULL: only reachability and
- * version), collects what would be refused, moves nothing. Returns 0 with `reasons` empty or
- * filled, -errno when the peer cannot be asked. Blocks up to 10 s. */
-int migration_check(struct guest *guest, const struct address *destination, struct reasons *reasons,
-                    struct error *err);
+/* What `wander check` finds; each is text in lines that begin with the end they are about. */
+struct check_report {
+    struct reasons ends;    /* what lanes would run over; none for transports without a device */
+    struct reasons refused; /* what would be refused, or cannot work */
+    struct reasons notes;   /* what may be worse than it could */
+};
+
+/* `wander check`: looks at this end, connects, presents the description of `guest` (NULL:
+ * CHECK_BYTES of memory are assumed), and tries a lane if nothing stands in its way. Of `options`
+ * it reads destination, operation, registration, pin_limit and dscp. Moves nothing. Returns 0 with
+ * the report filled (check_report_free), -errno when the peer cannot be asked. Blocks up to 20 s.
+ */
+enum { CHECK_BYTES = 64 << 20 };
+int migration_check(struct guest *guest, const struct migration_options *options,
+                    struct check_report *report, struct error *err);
+void check_report_free(struct check_report *report);
 
 #endif

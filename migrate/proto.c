@@ -9,7 +9,10 @@
 #include "transport/base/wire.h"
 
 enum {
-    HELLO_SIZE = 48,
+    HELLO_1_SIZE = 48, /* of version 1: still read, so that it can be refused in words */
+    HELLO_SIZE = HELLO_1_SIZE + 24,
+    FOUND_FIXED_SIZE = 2 + 2 + 4 + 4 + 64 + 16 + 16 + 48,
+    FOUND_MAX_SIZE = FOUND_FIXED_SIZE + TRANSPORT_MAX_FINDINGS * (4 + TRANSPORT_FINDING_SIZE),
     WELCOME_SIZE = 8 + BOOT_ID_SIZE,
     GUEST_FIXED_SIZE = GUEST_KIND_SIZE * 2 + GUEST_NAME_SIZE + 4 + 8 + 4 + 4,
     GUEST_REGION_SIZE = 4 + 4 + 8 + 32,
@@ -20,7 +23,7 @@ static const struct {
     const char *name;
     uint32_t min, max; /* body sizes */
 } messages[MESSAGE_TYPES] = {
-    [MESSAGE_HELLO] = {"HELLO", HELLO_SIZE, HELLO_SIZE},
+    [MESSAGE_HELLO] = {"HELLO", HELLO_1_SIZE, HELLO_SIZE},
     [MESSAGE_WELCOME] = {"WELCOME", WELCOME_SIZE, WELCOME_SIZE},
     [MESSAGE_REFUSE] = {"REFUSE", 1, PROTO_MAX_TEXT},
     [MESSAGE_GUEST] = {"GUEST", GUEST_FIXED_SIZE, GUEST_MAX_SIZE},
@@ -44,6 +47,8 @@ static const struct {
     [MESSAGE_ERROR] = {"ERROR", 1, PROTO_MAX_TEXT},
     [MESSAGE_PING] = {"PING", 8, 8},
     [MESSAGE_PONG] = {"PONG", 16, 16},
+    [MESSAGE_PROBE] = {"PROBE", 0, 0},
+    [MESSAGE_FOUND] = {"FOUND", FOUND_FIXED_SIZE, FOUND_MAX_SIZE},
 };
 
 void message_free(struct message *message)
@@ -111,7 +116,25 @@ size_t hello_encode(const struct hello *m, uint8_t *out)
     wire_put_u16(&w, m->session_port);
     wire_put_u32(&w, m->lanes);
     wire_put_text(&w, m->scheme, 16);
+    wire_put_u8(&w, m->operation);
+    wire_put_u8(&w, m->registration);
+    wire_put_u16(&w, 0);
+    wire_put_u32(&w, 0);
+    wire_put_u64(&w, m->pin_limit);
+    wire_put_u64(&w, m->present_bytes);
     return HELLO_SIZE;
+}
+
+static void hello_decode_2(struct wire_reader *r, struct hello *m)
+{
+    m->operation = wire_get_u8(r);
+    m->registration = wire_get_u8(r);
+    wire_get_u16(r);
+    wire_get_u32(r);
+    m->pin_limit = wire_get_u64(r);
+    m->present_bytes = wire_get_u64(r);
+    if (m->operation > TRANSPORT_READ || m->registration > TRANSPORT_REGISTER_CHUNK)
+        r->failed = true;
 }
 
 int hello_decode(const struct message *from, struct hello *m, struct error *err)
@@ -119,6 +142,7 @@ int hello_decode(const struct message *from, struct hello *m, struct error *err)
     struct wire_reader r = wire_reader(from->body, from->size);
     char scheme[16];
 
+    *m = (struct hello){0};
     m->version_min = wire_get_u16(&r);
     m->version_max = wire_get_u16(&r);
     m->epoch = wire_get_u32(&r);
@@ -128,6 +152,8 @@ int hello_decode(const struct message *from, struct hello *m, struct error *err)
     m->session_port = wire_get_u16(&r);
     m->lanes = wire_get_u32(&r);
     wire_get_text(&r, scheme, sizeof(scheme));
+    if (m->version_max > 1)
+        hello_decode_2(&r, m);
     if (!wire_reader_done(&r) || m->version_min > m->version_max || m->intent < HELLO_NEW ||
         m->intent > HELLO_QUERY || m->lanes > TRANSPORT_MAX_LANES ||
         strlen(scheme) >= sizeof(m->scheme))
@@ -173,6 +199,62 @@ int accept_decode(const struct message *from, struct accept_reply *m, struct err
 
     m->lane_port = wire_get_u16(&r);
     m->session_port = wire_get_u16(&r);
+    return wire_reader_done(&r) ? 0 : malformed(from, err);
+}
+
+/* Each finding: u8 fatal, u8 zero, u16 length, the text. */
+size_t found_encode(const struct found_message *m, uint8_t *out)
+{
+    const struct transport_findings *f = &m->findings;
+    struct wire_writer w = wire_writer(out, FOUND_MAX_SIZE);
+
+    wire_put_u16(&w, m->lane_port);
+    wire_put_u16(&w, (uint16_t)f->count);
+    wire_put_u32(&w, f->port);
+    wire_put_u32(&w, f->mtu);
+    wire_put_text(&w, f->device, sizeof(f->device));
+    wire_put_text(&w, f->link_layer, sizeof(f->link_layer));
+    wire_put_text(&w, f->gid_type, sizeof(f->gid_type));
+    wire_put_text(&w, f->passage, sizeof(f->passage));
+    for (unsigned i = 0; i < f->count; i++) {
+        uint16_t length = (uint16_t)strlen(f->all[i].text);
+        wire_put_u8(&w, f->all[i].fatal);
+        wire_put_u8(&w, 0);
+        wire_put_u16(&w, length);
+        wire_put_bytes(&w, f->all[i].text, length);
+    }
+    return (size_t)(w.at - out);
+}
+
+static void finding_decode(struct wire_reader *r, struct transport_finding *finding)
+{
+    finding->fatal = wire_get_u8(r);
+    wire_get_u8(r);
+    uint16_t length = wire_get_u16(r);
+    const char *text = length < sizeof(finding->text) ? wire_get_view(r, length) : NULL;
+
+    r->failed |= !text;
+    for (uint16_t i = 0; text && i < length; i++)
+        finding->text[i] = isprint((unsigned char)text[i]) ? text[i] : '?';
+}
+
+int found_decode(const struct message *from, struct found_message *m, struct error *err)
+{
+    struct wire_reader r = wire_reader(from->body, from->size);
+    struct transport_findings *f = &m->findings;
+
+    *m = (struct found_message){.lane_port = wire_get_u16(&r)};
+    f->count = wire_get_u16(&r);
+    f->port = wire_get_u32(&r);
+    f->mtu = wire_get_u32(&r);
+    wire_get_text(&r, f->device, sizeof(f->device));
+    wire_get_text(&r, f->link_layer, sizeof(f->link_layer));
+    wire_get_text(&r, f->gid_type, sizeof(f->gid_type));
+    wire_get_text(&r, f->passage, sizeof(f->passage));
+    if (f->count > TRANSPORT_MAX_FINDINGS)
+        return malformed(from, err);
+    for (unsigned i = 0; i < f->count && !r.failed; i++)
+        finding_decode(&r, &f->all[i]);
     return wire_reader_done(&r) ? 0 : malformed(from, err);
 }
 
@@ -401,7 +483,7 @@ char *message_text(const struct message *from, char *out, size_t size)
 
 int message_unexpected(const struct message *got, const char *wanted, struct error *err)
 {
-    char text[ERROR_TEXT_SIZE / 2];
+    char text[ERROR_TEXT_SIZE - 64];
 
     switch (got->type) {
     case MESSAGE_REFUSE:

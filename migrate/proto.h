@@ -38,6 +38,10 @@
  *                COMMIT or ABORT: one compare-and-swap, recorded first. STARTED is not said before
  * it is certain that the guest runs: on hearing it the source lets its copy go.
  *
+ * HELLO(check) asks without moving anything: GUEST may follow (ACCEPT with no ports, or REFUSE),
+ * and then PROBE, which is answered with FOUND (what lanes would run over at the destination, what
+ * is in their way, and a port). The source tries one lane there, and closes.
+ *
  * A connection lost after PREPARED is made anew to the session port: HELLO(reconnect, token, next
  * epoch), WELCOME, then COMMIT or ABORT again; both may be repeated. Whoever knows the token may
  * ask any time, at the session port of either end or at the listener: HELLO(query, token),
@@ -60,8 +64,8 @@
 enum {
     PROTO_MAGIC = 0x524e4457, /* "WDNR" */
     PROTO_HEADER_SIZE = 16,
-    PROTO_VERSION_MIN = 1, /* the range this program speaks */
-    PROTO_VERSION_MAX = 1,
+    PROTO_VERSION_MIN = 2, /* the range this program speaks */
+    PROTO_VERSION_MAX = 2,
     PROTO_MAX_TEXT = 32 << 10,
     PROTO_MAX_EXTENTS = 2048, /* in one EXTENTS */
     PROTO_MAX_ANNOUNCED =
@@ -94,6 +98,8 @@ enum message_type {
     MESSAGE_ERROR,
     MESSAGE_PING,
     MESSAGE_PONG,
+    MESSAGE_PROBE,
+    MESSAGE_FOUND,
     MESSAGE_TYPES
 };
 
@@ -120,7 +126,11 @@ struct hello {
     uint8_t token[TRANSPORT_TOKEN_SIZE];
     uint16_t session_port; /* where the source answers queries; 0: nowhere */
     uint32_t lanes;
-    char scheme[8]; /* of the transport */
+    char scheme[8];         /* of the transport */
+    uint8_t operation;      /* enum transport_operation */
+    uint8_t registration;   /* enum transport_registration */
+    uint64_t pin_limit;     /* bytes, of the source; 0: TRANSPORT_DEFAULT_PIN_LIMIT */
+    uint64_t present_bytes; /* guest memory that lanes would carry at first; 0: not known */
 };
 
 struct welcome {
@@ -132,6 +142,11 @@ struct welcome {
 struct accept_reply {
     uint16_t lane_port;    /* where the lanes bind */
     uint16_t session_port; /* where the session answers once the control channel is lost */
+};
+
+struct found_message {
+    uint16_t lane_port; /* where a lane can be tried; 0: nowhere, the findings say why */
+    struct transport_findings findings;
 };
 
 struct extents_message {
@@ -181,6 +196,8 @@ size_t welcome_encode(const struct welcome *m, uint8_t *out);
 int welcome_decode(const struct message *from, struct welcome *m, struct error *err);
 size_t accept_encode(const struct accept_reply *m, uint8_t *out);
 int accept_decode(const struct message *from, struct accept_reply *m, struct error *err);
+size_t found_encode(const struct found_message *m, uint8_t *out);
+int found_decode(const struct message *from, struct found_message *m, struct error *err);
 size_t extents_encode(const struct extents_message *m, uint8_t *out);
 int extents_decode(const struct message *from, struct extents_message *m, struct error *err);
 size_t round_encode(const struct round_message *m, uint8_t *out);

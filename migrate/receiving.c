@@ -9,14 +9,14 @@
 #include <unistd.h>
 
 #include "migrate/exchange.h"
+#include "migrate/preflight.h"
 #include "transport/base/clock.h"
 #include "transport/base/wire.h"
 
 enum { LANES_MS = 10000, GUEST_MS = 10000 };
 
-/* The next message, whatever it is; lanes are looked at meanwhile. */
-static int next_message(struct incoming *in, uint64_t deadline, struct message *out,
-                        struct error *err)
+int destination_next_message(struct incoming *in, uint64_t deadline, struct message *out,
+                             struct error *err)
 {
     uint64_t seen = 0;
 
@@ -39,7 +39,8 @@ static int next_message(struct incoming *in, uint64_t deadline, struct message *
 static int expect(struct incoming *in, enum message_type wanted, int timeout_ms,
                   struct message *out, struct error *err)
 {
-    int result = next_message(in, clock_now() + (uint64_t)timeout_ms * NS_PER_MS, out, err);
+    int result =
+        destination_next_message(in, clock_now() + (uint64_t)timeout_ms * NS_PER_MS, out, err);
 
     if (result || out->type == wanted)
         return result;
@@ -111,14 +112,9 @@ static bool name_is_valid(const char *name)
     return length > 0 && name[length] == '\0' && name[0] != '.';
 }
 
-/* Everything that keeps the guest from coming here, at once. */
-static void collect_reasons(struct incoming *in, struct guest_description *d,
-                            struct reasons *reasons)
+void destination_judge(struct incoming *in, struct guest_description *d, struct reasons *reasons)
 {
     const struct guest_kind *kind = guest_kind_find(d->kind);
-    struct transport_params params = {.lanes = 1};
-    struct transport *probe;
-    struct error err = {0};
     uint64_t sum = 0;
 
     if (!kind)
@@ -137,16 +133,48 @@ static void collect_reasons(struct incoming *in, struct guest_description *d,
         in->options.name_check(in->options.name_context, d->name, reasons);
     if (in->hello.lanes == 0)
         reasons_add(reasons, "a migration needs at least one lane");
-    if (transport_new(in->hello.scheme, &params, &probe, &err))
-        reasons_add(reasons, "%s", err.text);
-    else
-        transport_close(probe);
     for (uint32_t i = 0; i < d->region_count; i++)
         sum += d->regions[i].size;
     if (sum != d->memory_bytes)
         reasons_add(reasons, "the guest's regions do not add up to its memory");
     if (kind)
         kind->check(d, reasons);
+}
+
+void destination_look_at_lanes(struct incoming *in, uint64_t memory_bytes,
+                               struct transport_findings *findings)
+{
+    struct transport_params params =
+        preflight_destination_params(&in->hello, in->options.pin_limit);
+    uint64_t bytes = in->hello.present_bytes ? in->hello.present_bytes : memory_bytes;
+    struct transport *probe;
+    struct error err = {0};
+    struct address at;
+
+    if (address_of_local(channel_socket(in->channel), in->hello.scheme, &at, &err)) {
+        *findings = (struct transport_findings){0};
+        transport_findings_add(findings, true, "%s", err.text);
+        return;
+    }
+    transport_check(in->hello.scheme, &params, &at, TRANSPORT_DESTINATION, bytes, findings);
+    if (preflight_verdict(findings, NULL) || params.lanes == 0)
+        return;
+    if (transport_new(in->hello.scheme, &params, &probe, &err))
+        transport_findings_add(findings, true, "%s", err.text);
+    else
+        transport_close(probe);
+}
+
+static void collect_reasons(struct incoming *in, struct guest_description *d,
+                            struct reasons *reasons)
+{
+    struct transport_findings findings;
+
+    destination_judge(in, d, reasons);
+    destination_look_at_lanes(in, d->memory_bytes, &findings);
+    for (unsigned i = 0; i < findings.count; i++)
+        if (findings.all[i].fatal)
+            reasons_add(reasons, "%s", findings.all[i].text);
 }
 
 static int refuse(struct incoming *in, struct reasons *reasons, struct error *err)
@@ -181,6 +209,8 @@ static int make_lanes(struct incoming *in, uint16_t *port, struct error *err)
         .lanes = in->hello.lanes,
         .decode = page_decode,
         .decode_context = &in->target,
+        .operation = in->hello.operation,
+        .registration = in->hello.registration,
         .pin_limit = in->options.pin_limit,
     };
     struct address at;
@@ -260,9 +290,7 @@ static int judge_guest(struct incoming *in, struct error *err)
 {
     struct guest_description description = {0};
     struct reasons reasons = {0};
-    struct accept_reply nothing = {0};
     struct message m;
-    uint8_t body[4];
     int result = expect(in, MESSAGE_GUEST, GUEST_MS, &m, err);
 
     if (result)
@@ -273,9 +301,6 @@ static int judge_guest(struct incoming *in, struct error *err)
         collect_reasons(in, &description, &reasons);
     if (result == 0 && reasons.count)
         result = refuse(in, &reasons, err);
-    else if (result == 0 && in->hello.intent == HELLO_CHECK)
-        result =
-            channel_send(in->channel, MESSAGE_ACCEPT, body, accept_encode(&nothing, body), err);
     else if (result == 0)
         result = accept_guest(in, &description, err);
     reasons_free(&reasons);
@@ -338,6 +363,8 @@ int destination_greet(struct incoming *in, struct error *err)
     token_format(in->hello.token, in->status.session);
     pthread_mutex_unlock(&in->lock);
     result = open_channel(in, err);
+    if (!result && in->hello.intent == HELLO_CHECK)
+        return destination_answer_check(in, err);
     if (!result)
         result = judge_guest(in, err);
     if (result <= 0)
@@ -428,7 +455,7 @@ int destination_receive(struct incoming *in, struct error *err)
 
     while (!result) {
         struct message m;
-        result = next_message(in, UINT64_MAX, &m, err);
+        result = destination_next_message(in, UINT64_MAX, &m, err);
         if (result)
             return result;
         result = handle(in, &m, err);

@@ -5,58 +5,80 @@
 #include "tools/commands.h"
 #include "tools/control_client.h"
 
-enum { CHECK_TIMEOUT_MS = 20000 }; /* the question itself takes 10 s at most */
+enum { CHECK_TIMEOUT_MS = 30000 }; /* the question itself takes 22 s at most */
 
 struct check_values {
     char guest[GUEST_NAME_SIZE];
+    struct migration_options migrate;
 };
+
+static const char *const operation_choices[] = {"write", "read", NULL};
+static const char *const registration_choices[] = {"all", "chunk", NULL};
 
 static const struct cli_option options[] = {
     {"guest", "NAME",
-     "ask for this guest (default: only whether wander answers there, and its version)", cli_name,
+     "ask for this guest (default: whether wander answers there, and whether lanes work)", cli_name,
      CLI_FIELD(struct check_values, guest)},
+    {"lanes", "N", "as for wander migrate, and so are those below", cli_number,
+     CLI_FIELD(struct check_values, migrate.lanes), .low = 1, .high = 64},
+    {"rdma-op", "write|read", "(default write)", cli_choice,
+     CLI_FIELD(struct check_values, migrate.operation), .choices = operation_choices},
+    {"rdma-register", "all|chunk", "(default all)", cli_choice,
+     CLI_FIELD(struct check_values, migrate.registration), .choices = registration_choices},
+    {"rdma-pin-limit", "SIZE", "(default 256M)", cli_size,
+     CLI_FIELD(struct check_values, migrate.pin_limit)},
     {0},
 };
 
-static int tell(const struct cli_command *self, const char *uri, unsigned count,
-                const char *reasons)
+static int tell(const struct cli_command *self, const char *uri, const char *ends,
+                const char *notes, unsigned count, const char *reasons)
 {
+    if (ends[0])
+        printf("%s\n", ends);
+    if (notes[0])
+        printf("%s\n", notes);
     if (count == 0) {
         printf("%s answers; nothing found that would be refused\n", uri);
         return EXIT_CODE_DONE;
     }
     printf("%s\n", reasons);
-    return cli_fail(self, EXIT_CODE_FAILED, "%s would refuse, for %u reason%s", uri, count,
-                    count > 1 ? "s" : "");
+    return cli_fail(self, EXIT_CODE_FAILED, "a migration to %s would be refused, for %u reason%s",
+                    uri, count, count > 1 ? "s" : "");
+}
+
+static const char *text_of(const struct reasons *reasons)
+{
+    return reasons->text ? reasons->text : "";
 }
 
 static int check_here(const struct cli_command *self, const char *uri,
-                      const struct address *destination)
+                      const struct migration_options *wanted)
 {
-    struct reasons reasons = {0};
+    struct check_report report = {0};
     struct error err = {0};
     int code;
 
-    if (migration_check(NULL, destination, &reasons, &err) < 0)
-        return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
-    code = tell(self, uri, reasons.count, reasons.text);
-    reasons_free(&reasons);
+    if (migration_check(NULL, wanted, &report, &err) < 0)
+        code = cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
+    else
+        code = tell(self, uri, text_of(&report.ends), text_of(&report.notes), report.refused.count,
+                    text_of(&report.refused));
+    check_report_free(&report);
     return code;
 }
 
 static int check_guest(const struct cli_command *self, const char *uri,
-                       const struct address *destination, const char *guest)
+                       const struct migration_options *wanted, const char *guest)
 {
-    struct control_request request = {.command = CONTROL_CHECK,
-                                      .migrate.destination = *destination};
+    struct control_request request = {.command = CONTROL_CHECK, .migrate = *wanted};
     struct error err = {0};
     cJSON *reply;
     int code;
 
     if (control_call(guest, &request, CHECK_TIMEOUT_MS, &reply, &err) < 0)
         return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
-    code = tell(self, uri, (unsigned)control_number(reply, "count", 0),
-                control_text(reply, "reasons"));
+    code = tell(self, uri, control_text(reply, "ends"), control_text(reply, "notes"),
+                (unsigned)control_number(reply, "count", 0), control_text(reply, "reasons"));
     cJSON_Delete(reply);
     return code;
 }
@@ -65,24 +87,29 @@ static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct check_values values = {0};
     const char *arguments[CLI_MAX_ARGUMENTS];
-    struct address destination;
     struct error err = {0};
-    int code = cli_begin(self, argc, argv, &values, arguments);
+    int code;
 
+    migration_options_defaults(&values.migrate);
+    code = cli_begin(self, argc, argv, &values, arguments);
     if (code >= 0)
         return code;
-    if (cli_destination(arguments[0], &destination, &err) < 0)
+    if (cli_destination(arguments[0], &values.migrate.destination, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "%s", err.text);
     if (values.guest[0])
-        return check_guest(self, arguments[0], &destination, values.guest);
-    return check_here(self, arguments[0], &destination);
+        return check_guest(self, arguments[0], &values.migrate, values.guest);
+    return check_here(self, arguments[0], &values.migrate);
 }
 
 const struct cli_command check_command = {
     .name = "check",
     .arguments = "URI",
-    .summary = "tell beforehand what a destination would refuse, and how to mend it",
-    .details = "Moves nothing. Ends with 0 when nothing stands in the way, else with 1.\n",
+    .summary =
+        "tell beforehand what would not work between here and a destination, and how to mend it",
+    .details =
+        "Moves nothing, but opens a lane for a trial. Ends with 0 when nothing stands in the way,\n"
+        "else with 1. How much memory this host may pin is a matter of the process that\n"
+        "migrates: with --guest, that is the guest's.\n",
     .min_arguments = 1,
     .max_arguments = 1,
     .options = options,

@@ -77,6 +77,11 @@ static const struct member workload_members[] = {
 
 static const struct member check_members[] = {
     {"uri", MEMBER_URI, FIELD(migrate.destination), .required = true},
+    {"lanes", MEMBER_NUMBER, FIELD(migrate.lanes), .low = 1, .high = TRANSPORT_MAX_LANES},
+    {"rdma_operation", MEMBER_CHOICE, FIELD(migrate.operation), .choices = operation_choices},
+    {"rdma_registration", MEMBER_CHOICE, FIELD(migrate.registration),
+     .choices = registration_choices},
+    {"rdma_pin_limit", MEMBER_NUMBER, FIELD(migrate.pin_limit), .high = LARGEST},
 };
 
 static const struct request_form forms[CONTROL_COMMANDS] = {

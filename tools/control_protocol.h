@@ -25,7 +25,7 @@ enum control_command {
 
 struct control_request {
     enum control_command command;
-    struct migration_options migrate; /* CONTROL_MIGRATE; of it CONTROL_CHECK has the destination */
+    struct migration_options migrate; /* CONTROL_MIGRATE; CONTROL_CHECK has some of it */
     enum resolve_action action;       /* CONTROL_RESOLVE */
     bool force;                       /* CONTROL_RESOLVE */
     bool self_check;                  /* CONTROL_WORKLOAD: ask for one */

@@ -259,7 +259,12 @@ static void handle_console(struct guest_process *p, uint64_t client,
 
 static void run_check(struct job *job)
 {
-    job->result = migration_check(job->guest, &job->destination, &job->reasons, &job->err);
+    job->result = migration_check(job->guest, &job->options, &job->check, &job->err);
+}
+
+static void add_lines(cJSON *json, const char *key, const struct reasons *lines)
+{
+    cJSON_AddStringToObject(json, key, lines->text ? lines->text : "");
 }
 
 static void check_done(struct guest_process *p, struct job *job)
@@ -270,11 +275,13 @@ static void check_done(struct guest_process *p, struct job *job)
         control_server_error(p->server, job->client, "%s", job->err.text);
     } else {
         json = cJSON_CreateObject();
-        cJSON_AddNumberToObject(json, "count", job->reasons.count);
-        cJSON_AddStringToObject(json, "reasons", job->reasons.text ? job->reasons.text : "");
+        cJSON_AddNumberToObject(json, "count", job->check.refused.count);
+        add_lines(json, "reasons", &job->check.refused);
+        add_lines(json, "ends", &job->check.ends);
+        add_lines(json, "notes", &job->check.notes);
         control_server_send(p->server, job->client, json);
     }
-    reasons_free(&job->reasons);
+    check_report_free(&job->check);
 }
 
 static void handle_check(struct guest_process *p, uint64_t client,
@@ -283,8 +290,8 @@ static void handle_check(struct guest_process *p, uint64_t client,
     if (!guest_is_free(p, client))
         return;
     p->job.guest = p->guest;
-    p->job.destination = request->migrate.destination;
-    p->job.reasons = (struct reasons){0};
+    p->job.options = request->migrate;
+    p->job.check = (struct check_report){0};
     p->job.client = client;
     guest_process_start_job(p, run_check, check_done);
 }

@@ -27,8 +27,8 @@ struct job {
     struct guest_description description;
     char *report, *table;
     int exit_code;
-    struct address destination;
-    struct reasons reasons;
+    struct migration_options options;
+    struct check_report check;
     uint64_t client;
 };
 

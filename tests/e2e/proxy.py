@@ -10,8 +10,8 @@ import time
 HEADER = struct.Struct("<IHHII")
 MAGIC = 0x524E4457
 NAMES = dict(enumerate("HELLO WELCOME REFUSE GUEST ACCEPT EXTENTS ROUND PREPARE READY STATE LOAD PREPARED VERIFY HASHES "
-                       "COMMIT RUNNING ABORT ABORTED RELEASE REPORT ANSWER ERROR PING PONG".split(), 1))
-PORTS = {"HELLO": [26], "ACCEPT": [0, 2]}  # where they stand in a body, little-endian
+                       "COMMIT RUNNING ABORT ABORTED RELEASE REPORT ANSWER ERROR PING PONG PROBE FOUND".split(), 1))
+PORTS = {"HELLO": [26], "ACCEPT": [0, 2], "FOUND": [0]}  # where they stand in a body, little-endian
 HEARTBEATS = ("PING", "PONG")
 CUT, CUT_INSIDE, BLACK_HOLE, DELAY = "cut after", "cut inside", "black hole after", "delay after"
 DELAY_SECONDS = 1.5

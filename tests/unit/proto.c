@@ -67,7 +67,11 @@ static struct hello example_hello(void)
                       .epoch = 7,
                       .session_port = 4711,
                       .lanes = 4,
-                      .scheme = "tcp"};
+                      .scheme = "tcp",
+                      .operation = TRANSPORT_READ,
+                      .registration = TRANSPORT_REGISTER_CHUNK,
+                      .pin_limit = 64 << 20,
+                      .present_bytes = 3ull << 40};
 
     memset(m.token, 0x5a, sizeof(m.token));
     return m;
@@ -86,6 +90,10 @@ Test(proto, hello_goes_both_ways)
     cr_expect_eq(out.session_port, in.session_port);
     cr_expect_eq(out.lanes, in.lanes);
     cr_expect_str_eq(out.scheme, in.scheme);
+    cr_expect_eq(out.operation, in.operation);
+    cr_expect_eq(out.registration, in.registration);
+    cr_expect_eq(out.pin_limit, in.pin_limit);
+    cr_expect_eq(out.present_bytes, in.present_bytes);
     cr_expect_eq(memcmp(out.token, in.token, sizeof(in.token)), 0);
     message_free(&m);
 }
@@ -94,17 +102,106 @@ Test(proto, hello_with_bad_fields_is_refused)
 {
     struct error err = {0};
     struct hello out;
-    struct hello bad[4] = {example_hello(), example_hello(), example_hello(), example_hello()};
+    struct hello bad[6];
+
+    for (int i = 0; i < 6; i++)
+        bad[i] = example_hello();
 
     bad[0].version_min = 4;
     bad[1].intent = 0;
     bad[2].intent = HELLO_QUERY + 1;
     bad[3].lanes = TRANSPORT_MAX_LANES + 1;
-    for (int i = 0; i < 4; i++) {
+    bad[4].operation = TRANSPORT_READ + 1;
+    bad[5].registration = TRANSPORT_REGISTER_CHUNK + 1;
+    for (int i = 0; i < 6; i++) {
         uint8_t body[PROTO_BODY_SIZE];
         struct message m = body_of(MESSAGE_HELLO, body, hello_encode(&bad[i], body));
         cr_expect_eq(hello_decode(&m, &out, &err), -EPROTO, "case %d was taken", i);
         message_free(&m);
+    }
+}
+
+/* So that a program of that version can be told why it is refused. */
+Test(proto, a_hello_of_version_1_is_read)
+{
+    struct hello in = example_hello(), out;
+    struct error err = {0};
+    uint8_t body[PROTO_BODY_SIZE];
+
+    in.version_max = 1;
+    hello_encode(&in, body);
+    struct message m = body_of(MESSAGE_HELLO, body, 48);
+    cr_expect_eq(hello_decode(&m, &out, &err), 0, "%s", err.text);
+    cr_expect(out.version_max == 1 && out.lanes == 4 && out.pin_limit == 0);
+    message_free(&m);
+    in.version_max = 2;
+    hello_encode(&in, body);
+    m = body_of(MESSAGE_HELLO, body, 48);
+    cr_expect_eq(hello_decode(&m, &out, &err), -EPROTO, "half a HELLO was taken");
+    message_free(&m);
+}
+
+static struct found_message example_found(void)
+{
+    struct found_message m = {.lane_port = 4711};
+
+    strcpy(m.findings.device, "rxe0");
+    strcpy(m.findings.link_layer, "Ethernet");
+    strcpy(m.findings.gid_type, "RoCE v2");
+    strcpy(m.findings.passage, "UDP port 4791");
+    m.findings.port = 1;
+    m.findings.mtu = 4096;
+    transport_findings_add(&m.findings, true, "port %d is down", 1);
+    transport_findings_add(&m.findings, false, "%*s", TRANSPORT_FINDING_SIZE + 5, "long");
+    return m;
+}
+
+Test(proto, findings_go_both_ways)
+{
+    struct found_message in = example_found(), out;
+    struct error err = {0};
+    static uint8_t body[PROTO_BODY_SIZE];
+
+    while (in.findings.count < TRANSPORT_MAX_FINDINGS)
+        transport_findings_add(&in.findings, true, "number %u", in.findings.count);
+    transport_findings_add(&in.findings, true, "one too many");
+    struct message m = body_of(MESSAGE_FOUND, body, found_encode(&in, body));
+    cr_assert_eq(found_decode(&m, &out, &err), 0, "%s", err.text);
+    cr_expect_eq(out.lane_port, 4711);
+    cr_expect_str_eq(out.findings.device, "rxe0");
+    cr_expect_str_eq(out.findings.link_layer, "Ethernet");
+    cr_expect_str_eq(out.findings.gid_type, "RoCE v2");
+    cr_expect_str_eq(out.findings.passage, "UDP port 4791");
+    cr_expect_eq(out.findings.port, 1);
+    cr_expect_eq(out.findings.mtu, 4096);
+    cr_assert_eq(out.findings.count, TRANSPORT_MAX_FINDINGS);
+    for (unsigned i = 0; i < out.findings.count; i++) {
+        cr_expect_eq(out.findings.all[i].fatal, in.findings.all[i].fatal, "finding %u", i);
+        cr_expect_str_eq(out.findings.all[i].text, in.findings.all[i].text, "finding %u", i);
+    }
+    message_free(&m);
+}
+
+Test(proto, hostile_findings)
+{
+    struct found_message in = example_found(), out;
+    static uint8_t body[PROTO_BODY_SIZE];
+    size_t size = found_encode(&in, body);
+
+    for (size_t cut = 0; cut < size; cut++) {
+        struct message m = body_of(MESSAGE_FOUND, body, cut);
+        cr_expect_eq(found_decode(&m, &out, &(struct error){0}), -EPROTO, "%zu bytes taken", cut);
+        message_free(&m);
+    }
+    for (size_t at = 0; at < size; at++) {
+        for (int bit = 0; bit < 8; bit++) {
+            struct message m = body_of(MESSAGE_FOUND, body, size);
+            m.body[at] ^= (uint8_t)(1 << bit);
+            int result = found_decode(&m, &out, &(struct error){0});
+            cr_assert(result == -EPROTO || result == 0, "came %d", result);
+            cr_assert(result || out.findings.count <= TRANSPORT_MAX_FINDINGS);
+            message_free(&m);
+        }
     }
 }
 
