@@ -256,7 +256,7 @@ int outbox_reap(struct outbox *o, struct completion *completions, unsigned max, 
     }
 }
 
-static void lane_wake(struct outbox_lane *lane)
+void outbox_wake(struct outbox_lane *lane)
 {
     uint64_t one = 1;
 
@@ -270,8 +270,8 @@ static void lane_wake(struct outbox_lane *lane)
 void outbox_kick(struct outbox *o)
 {
     for (unsigned i = 0; i < o->lane_count; i++)
-        if (latch_ended(o->latch) || outbox_pending(&o->lanes[i]))
-            lane_wake(&o->lanes[i]);
+        if (latch_ended(o->latch) || o->lanes[i].posted != o->lanes[i].seen)
+            outbox_wake(&o->lanes[i]);
 }
 
 unsigned outbox_pending(const struct outbox_lane *lane)
@@ -316,10 +316,11 @@ bool outbox_awaits(const struct outbox_lane *lane)
     return lane->acknowledged < lane->fences_sent;
 }
 
-bool outbox_fall_asleep(struct outbox_lane *lane)
+bool outbox_fall_asleep(struct outbox_lane *lane, unsigned known)
 {
+    lane->seen = lane->sent + known;
     lane->asleep = 1;
-    if (!outbox_pending(lane))
+    if (lane->posted == lane->seen)
         return true;
     lane->asleep = 0;
     return false;

@@ -43,6 +43,7 @@ struct outbox_lane {
     struct outbox_entry *entries; /* owned */
     int wake_fd;                 /* eventfd: the lane's thread polls it when it has nothing to do */
     atomic_uint asleep;          /* set by the lane before it polls; the waker clears it */
+    atomic_uint_fast64_t seen;   /* entries the lane knew of when it fell asleep */
     atomic_uint_fast64_t posted; /* engine */
     atomic_uint_fast64_t sent;   /* lane */
     uint64_t reaped;             /* engine */
@@ -99,9 +100,11 @@ void outbox_sent(struct outbox *o, struct outbox_lane *lane, unsigned n);
 int outbox_acknowledge(struct outbox *o, struct outbox_lane *lane, uint64_t id, struct error *err);
 /* Fences this lane has sent and the peer has not acknowledged. */
 bool outbox_awaits(const struct outbox_lane *lane);
-/* Announces that the lane will poll its wake_fd; false when there is work after all. */
-bool outbox_fall_asleep(struct outbox_lane *lane);
+/* Announces that the lane will poll its wake_fd until there is more than the `known` entries that
+ * it has under way; false when there is already. */
+bool outbox_fall_asleep(struct outbox_lane *lane, unsigned known);
 void outbox_wake_up(struct outbox_lane *lane); /* after the poll */
+void outbox_wake(struct outbox_lane *lane);    /* any thread: ends its sleep, whatever the reason */
 
 /* posted_bytes, completed, outstanding. Any thread. */
 void outbox_stats(const struct outbox *o, struct transport_stats *stats);

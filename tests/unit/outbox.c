@@ -271,9 +271,9 @@ Test(outbox, only_a_sleeping_lane_is_woken)
     post_one(0, PAGE, memory);
     outbox_kick(&f.outbox);
     cr_expect_eq(poll(&fd, 1, 0), 0, "a lane that was awake was woken");
-    cr_expect_not(outbox_fall_asleep(lane), "it fell asleep over work");
+    cr_expect_not(outbox_fall_asleep(lane, 0), "it fell asleep over work");
     send_all(lane);
-    cr_assert(outbox_fall_asleep(lane));
+    cr_assert(outbox_fall_asleep(lane, 0));
     post_one(0, PAGE, memory);
     outbox_kick(&f.outbox);
     cr_expect_eq(poll(&fd, 1, 0), 1, "a sleeping lane was not woken");

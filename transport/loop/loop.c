@@ -106,7 +106,7 @@ static void loop_sleep(struct loop_lane *lane)
 {
     struct pollfd fd = {.fd = lane->queue->wake_fd, .events = POLLIN};
 
-    if (outbox_fall_asleep(lane->queue) && loop_running(lane->link))
+    if (outbox_fall_asleep(lane->queue, 0) && loop_running(lane->link))
         poll(&fd, 1, -1);
     outbox_wake_up(lane->queue);
 }

@@ -269,7 +269,7 @@ static int wait(struct tcp_sender *s, struct error *err)
         {.fd = blocked ? -1 : s->queue->wake_fd, .events = POLLIN},
     };
 
-    if (!blocked && !outbox_fall_asleep(s->queue))
+    if (!blocked && !outbox_fall_asleep(s->queue, 0))
         return 0;
     if (!latch_ended(&s->tcp->latch) &&
         poll(fds, 2, waits ? (int)(s->tcp->params.dead_after_ms / 8 + 1) : -1) < 0 &&
