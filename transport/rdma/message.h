@@ -59,15 +59,15 @@ struct rdma_run {
 struct rdma_message {
     enum message_type type;
     uint16_t credits;
-    uint32_t piece;     /* (DE)REGISTER(ED) */
-    uint32_t region;    /* REGISTER */
-    uint64_t offset;    /* REGISTER: where the piece lies in the region */
-    uint64_t length;    /* REGISTER */
-    uint64_t address;   /* REGISTERED */
-    uint32_t key;       /* REGISTERED */
-    uint64_t fence;     /* FENCE, FENCED */
-    uint32_t count;     /* PUBLISH: runs; PULLED: runs */
-    const void *bytes;  /* BLOB: the payload. PUBLISH: runs, to be read with rdma_run_decode */
+    uint32_t piece;      /* (DE)REGISTER(ED) */
+    uint32_t region;     /* REGISTER */
+    uint64_t offset;     /* REGISTER: where the piece lies in the region */
+    uint64_t length;     /* REGISTER */
+    uint64_t address;    /* REGISTERED */
+    uint32_t key;        /* REGISTERED */
+    uint64_t fence;      /* FENCE, FENCED */
+    uint32_t count;      /* PUBLISH: runs; PULLED: runs */
+    const void *bytes;   /* BLOB: the payload. PUBLISH: runs, to be read with rdma_run_decode */
     uint32_t byte_count; /* BLOB */
 };
 

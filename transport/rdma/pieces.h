@@ -16,6 +16,9 @@
 #include <stdatomic.h>
 
 #include "transport/rdma/message.h"
+#include "transport/rdma/registrar.h"
+
+struct rdma;
 
 struct rdma_piece {
     uint32_t id; /* below RDMA_MAX_PIECES; names it to the peer; used again once it is gone */
@@ -34,8 +37,11 @@ struct rdma_piece {
     uint64_t local_address; /* of its first byte */
     uint64_t remote_address;
 
-    /* For whoever carries out acquire and release. */
-    struct rdma_piece *next_job, *next_mail;
+    /* For whoever carries out acquire and release: not looked at here. */
+    struct registrar_job job;
+    struct rdma_piece *next_mail;
+    struct rdma *rdma;
+    enum message_type asked; /* of the peer, by the lane that has not heard the answer yet; or 0 */
 };
 
 /* Told of each piece that is made (users 0, awaited 2) and of each that shall go (awaited 2 again).
@@ -47,8 +53,9 @@ struct pieces_owner {
 };
 
 struct pieces_config {
-    uint64_t grain;     /* a power of two, 4 KiB or more */
-    uint64_t limit;     /* bytes that all pieces together may have; UINT64_MAX: none. At least a grain */
+    uint64_t grain; /* a power of two, 4 KiB or more */
+    uint64_t
+        limit; /* bytes that all pieces together may have; UINT64_MAX: none. At least a grain */
     uint32_t max_count; /* of pieces: what the device can register. At least 1 */
     bool eager;         /* pieces are made for what is expected, without waiting for transfers */
     struct pieces_owner owner;
@@ -96,7 +103,7 @@ struct rdma_piece *pieces_find(const struct rdma_pieces *p, uint32_t id);
 void pieces_each(struct rdma_pieces *p, void (*visit)(void *context, struct rdma_piece *piece),
                  void *context);
 
-uint32_t pieces_count(const struct rdma_pieces *p);  /* those not gone */
+uint32_t pieces_count(const struct rdma_pieces *p); /* those not gone */
 uint64_t pieces_bytes(const struct rdma_pieces *p); /* of those */
 
 static inline bool piece_is_ready(struct rdma_piece *piece)

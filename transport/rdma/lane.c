@@ -1,0 +1,266 @@
+#include "transport/rdma/lane.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+
+#include "transport/rdma/device.h"
+#include "transport/rdma/status.h"
+
+enum {
+    SOURCE_RECEIVES = 64,
+    DESTINATION_RECEIVES = 16,
+    SOURCE_SIGNAL_BYTES = RDMA_LANE_BYTES / 4,
+    DESTINATION_SIGNAL_BYTES = 1 << 20, /* each lets go of as much at the source */
+    MAX_READS = 16,                     /* RDMA READs under way on a lane, if both devices can */
+    ACK_TIMEOUT = 16,                   /* 4.096 us * 2^16 = 268 ms */
+    ACK_RETRIES = 7, /* so a peer is dead after 2 s, or 8 s where the device stretches time-outs */
+    RNR_RETRIES = 3, /* never needed: the credits see to that */
+};
+
+static struct mailbox_config mail_config(struct rdma *r, bool source)
+{
+    return (struct mailbox_config){
+        .pd = r ? r->pd : NULL,
+        .registrar = r ? &r->registrar : NULL,
+        .receives = source ? SOURCE_RECEIVES : DESTINATION_RECEIVES,
+        .receive_size = source ? RDMA_TO_SOURCE_SIZE : RDMA_TO_DESTINATION_SIZE,
+        .send_size = source ? RDMA_TO_DESTINATION_SIZE : RDMA_TO_SOURCE_SIZE,
+    };
+}
+
+unsigned rdma_lane_receives(bool source)
+{
+    return source ? SOURCE_RECEIVES : DESTINATION_RECEIVES;
+}
+
+int rdma_piece_limit(const struct transport_params *params, bool source, uint64_t *limit,
+                     struct error *err)
+{
+    struct mailbox_config config = mail_config(NULL, source);
+    uint64_t pins = params->pin_limit ? params->pin_limit : TRANSPORT_DEFAULT_PIN_LIMIT;
+    uint64_t mail = params->lanes * mailbox_bytes(&config);
+
+    *limit = UINT64_MAX;
+    if (params->registration == TRANSPORT_REGISTER_ALL)
+        return 0;
+    if (pins < mail + RDMA_LEAST_PIECES)
+        return error_set(
+            err, EINVAL,
+            "a pin limit of %llu KiB is too small: %u lanes need %llu KiB for messages "
+            "and %d KiB for pages; use a larger --rdma-pin-limit or fewer --lanes",
+            (unsigned long long)pins >> 10, params->lanes, (unsigned long long)mail >> 10,
+            RDMA_LEAST_PIECES >> 10);
+    *limit = pins - mail;
+    return 0;
+}
+
+/* All lanes are on one device: what is registered once is good for all. */
+static int take_device(struct rdma *r, struct rdma_cm_id *id, struct error *err)
+{
+    if (!r->pd) {
+        r->pd = ibv_alloc_pd(id->verbs);
+        if (!r->pd)
+            return error_set_errno(err, errno, "device %s: cannot make a protection domain",
+                                   ibv_get_device_name(id->verbs->device));
+    }
+    if (r->pd->context != id->verbs)
+        return error_set(err, EINVAL, "the lanes lead through different devices, %s and %s",
+                         ibv_get_device_name(r->pd->context->device),
+                         ibv_get_device_name(id->verbs->device));
+    return 0;
+}
+
+int rdma_lane_prepare(struct rdma_lane *lane, struct rdma_cm_id *id, bool source, struct error *err)
+{
+    struct rdma *r = lane->rdma;
+    struct queue_pair_config config = {
+        .receives = rdma_lane_receives(source),
+        .signal_bytes = source ? SOURCE_SIGNAL_BYTES : DESTINATION_SIGNAL_BYTES,
+        .max_transfer = TRANSPORT_MAX_TRANSFER,
+    };
+    struct mailbox_config mail;
+    int result;
+
+    pthread_mutex_lock(&r->lock);
+    lane->id = id;
+    id->context = lane;
+    result = take_device(r, id, err);
+    config.pd = r->pd;
+    mail = mail_config(r, source);
+    if (!result)
+        result = queue_pair_open(&lane->queue, id, &config, err);
+    pthread_mutex_unlock(&r->lock);
+    return result < 0 ? result : mailbox_open(&lane->mail, &lane->queue, &mail, err);
+}
+
+static uint8_t least(int a, int b)
+{
+    return (uint8_t)(a < b ? a : b);
+}
+
+int rdma_lane_connection(struct rdma_cm_id *id, const void *bytes, uint8_t size,
+                         struct rdma_conn_param *out, struct error *err)
+{
+    struct ibv_device_attr device;
+    int result = ibv_query_device(id->verbs, &device);
+
+    if (result)
+        return error_set_errno(err, result, "cannot ask device %s for its limits",
+                               ibv_get_device_name(id->verbs->device));
+    *out = (struct rdma_conn_param){
+        .private_data = bytes,
+        .private_data_len = size,
+        .responder_resources = least(MAX_READS, device.max_qp_rd_atom),
+        .initiator_depth = least(MAX_READS, device.max_qp_init_rd_atom),
+        .flow_control = 1,
+        .retry_count = ACK_RETRIES,
+        .rnr_retry_count = RNR_RETRIES,
+    };
+    return 0;
+}
+
+void rdma_lane_set_options(const struct rdma *r, struct rdma_cm_id *id)
+{
+    uint8_t timeout = ACK_TIMEOUT, service = (uint8_t)(r->params.dscp << 2);
+
+    /* Kernels that lack the first keep a longer time-out of their own. */
+    rdma_set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout, sizeof timeout);
+    if (r->params.dscp)
+        rdma_set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_TOS, &service, sizeof service);
+}
+
+struct rdma_event_channel *rdma_events_open(struct error *err)
+{
+    struct rdma_event_channel *events = rdma_create_event_channel();
+
+    if (!events) {
+        error_set_errno(err, errno,
+                        "cannot open the connection manager of RDMA (/dev/infiniband/rdma_cm); "
+                        "load the module rdma_ucm, and see that this user may open it");
+        return NULL;
+    }
+    if (fcntl(events->fd, F_SETFL, O_NONBLOCK) == 0)
+        return events;
+    error_set_errno(err, errno, "cannot make an event channel non-blocking");
+    rdma_destroy_event_channel(events);
+    return NULL;
+}
+
+int rdma_lane_bound(struct rdma_lane *lane, struct error *err)
+{
+    lane->events = rdma_events_open(err);
+    if (!lane->events)
+        return -err->code;
+    if (rdma_migrate_id(lane->id, lane->events) < 0)
+        return error_set_errno(err, errno, "lane %u: cannot take over its events", lane->index);
+    return 0;
+}
+
+void rdma_lane_end(struct rdma_lane *lane)
+{
+    queue_pair_kill(&lane->queue);
+    if (lane->id)
+        rdma_disconnect(lane->id);
+}
+
+void rdma_lane_close(struct rdma_lane *lane)
+{
+    struct rdma_cm_id *id;
+
+    pthread_mutex_lock(&lane->rdma->lock);
+    queue_pair_close(&lane->queue);
+    id = lane->id;
+    lane->id = NULL;
+    pthread_mutex_unlock(&lane->rdma->lock);
+    mailbox_close(&lane->mail);
+    if (id)
+        rdma_destroy_id(id);
+    if (lane->events)
+        rdma_destroy_event_channel(lane->events);
+    lane->events = NULL;
+    lane->state = LANE_UNBOUND;
+}
+
+static int closed_by_peer(const struct rdma_lane *lane, struct error *err)
+{
+    return error_set(err, ECONNRESET, "lane %u closed by peer", lane->index);
+}
+
+int rdma_lane_events(struct rdma_lane *lane, struct error *err)
+{
+    struct rdma_cm_event *event;
+    int result = 0;
+
+    while (!result && rdma_get_cm_event(lane->events, &event) == 0) {
+        if (event->event == RDMA_CM_EVENT_DISCONNECTED)
+            result = closed_by_peer(lane, err);
+        else if (event->event == RDMA_CM_EVENT_DEVICE_REMOVAL)
+            result = rdma_event_error(err, lane->index, "the peer", event->event, event->status);
+        rdma_ack_cm_event(event);
+    }
+    return result;
+}
+
+/* A flush only tells that something else has ended the connection: most often the peer. */
+int rdma_lane_work_failed(struct rdma_lane *lane, const struct ibv_wc *wc, const char *operation,
+                          struct error *err)
+{
+    struct ibv_context *verbs = lane->id->verbs;
+
+    if (latch_check(&lane->rdma->latch, err) < 0 || rdma_lane_events(lane, err) < 0)
+        return -err->code;
+    if (wc->status == IBV_WC_WR_FLUSH_ERR)
+        return closed_by_peer(lane, err);
+    return rdma_status_error(err, lane->index, operation, ibv_get_device_name(verbs->device), wc,
+                             device_port_state(verbs, lane->id->port_num));
+}
+
+int rdma_lane_rest(struct rdma_lane *lane, unsigned known, bool (*wanted)(void *context),
+                   void *context, int timeout_ms, struct error *err)
+{
+    struct rdma *r = lane->rdma;
+    struct outbox_lane *queue = &r->outbox.lanes[lane->index];
+    struct pollfd fds[] = {
+        {.fd = queue->wake_fd, .events = POLLIN},
+        {.fd = lane->events->fd, .events = POLLIN},
+    };
+    int result = queue_pair_may_sleep(&lane->queue, err);
+
+    if (result <= 0)
+        return result;
+    if (!outbox_fall_asleep(queue, known))
+        return 0;
+    result = 0;
+    if (!latch_ended(&r->latch) && !wanted(context))
+        result = queue_pair_sleep(&lane->queue, fds, 2, timeout_ms, err);
+    outbox_wake_up(queue);
+    if (!result && fds[1].revents)
+        result = rdma_lane_events(lane, err);
+    return result;
+}
+
+int rdma_lane_hear(struct rdma_lane *lane, unsigned max,
+                   int (*hear)(void *context, const struct rdma_message *m, struct error *err),
+                   void *context, struct error *err)
+{
+    struct ibv_wc completions[QUEUE_PAIR_POLL];
+    unsigned fetched = max < QUEUE_PAIR_POLL ? max : QUEUE_PAIR_POLL;
+    int count = ibv_poll_cq(lane->queue.receive_cq, (int)fetched, completions), result = 0;
+
+    for (int i = 0; i < count && !result; i++) {
+        struct rdma_message message;
+
+        if (completions[i].status != IBV_WC_SUCCESS)
+            return rdma_lane_work_failed(lane, &completions[i], "receiving a message", err);
+        result = mailbox_take(&lane->mail, &completions[i], &message, err);
+        if (!result)
+            result = hear(context, &message, err);
+        if (!result)
+            result = mailbox_done(&lane->mail, &completions[i], err);
+        if (result < 0 && err->code == EPROTO)
+            error_prefix(err, "lane %u", lane->index);
+    }
+    return result < 0 ? result : count;
+}
