@@ -19,7 +19,7 @@ from virtual.packages import Trouble, run
 NAMES = ("a", "b")
 LINK = "link0"
 ADDRESSES = {"a": {"4": "10.77.0.1", "6": "fd77::1"}, "b": {"4": "10.77.0.2", "6": "fd77::2"}}
-READY, FAILED = "wander-host: ready", "wander-host: "
+READY, ENDED = "wander-host: ready", "supervisor: "
 BOOT_SECONDS, END_SECONDS = 60, 10
 
 
@@ -153,6 +153,7 @@ class Instance:
             self.empty()
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "wander", "-f", self.directory / "key"])
             (self.directory / "image").symlink_to(image)
+            (self.directory / "supervisor.log").touch()
             settings = {**settings, "modules": json.loads((image / "about.json").read_text())["modules"]}
         except BaseException:
             os.close(held)
@@ -179,7 +180,9 @@ class Instance:
         os.close(told)
 
     def wait_ready(self):
-        about = wait_until(lambda: self.read() or not self.alive() and {}, 15)
+        log = self.directory / "supervisor.log"
+        wait_until(lambda: self.read() or ENDED in log.read_text(), 15)
+        about = self.read()
         if not about:
             raise Trouble("the virtual hosts could not be started")
         self.write_ssh_config(about)
@@ -187,6 +190,8 @@ class Instance:
         for name in NAMES:
             def booted():
                 text = (self.directory / f"{name}.console").read_text(errors="replace")
+                if ENDED in log.read_text():
+                    raise Trouble("the virtual hosts were ended while they booted")
                 if start_time(about["hosts"][name]["pid"]) is None:
                     raise Trouble(f"the virtual host {name} ended while it booted")
                 return READY in text
@@ -210,11 +215,13 @@ class Instance:
         self.ssh_config.write_text("\n".join(lines))
 
     def tails(self):
-        """The last lines of everything the hosts said."""
+        """The last lines of everything the hosts said, without QEMU's command lines."""
         parts = []
         for name in ("a.console", "b.console", "a.log", "b.log", "supervisor.log"):
             with contextlib.suppress(OSError):
                 text = (self.directory / name).read_text(errors="replace").strip()
+                if name in ("a.log", "b.log"):
+                    text = text.partition("\n")[2]
                 if text:
                     parts.append(f"--- {name}\n{text[-1500:]}")
         return "\n".join(parts)
@@ -319,7 +326,7 @@ class Supervisor:
 
     def __init__(self, instance, settings, keep, until_pid):
         self.instance, self.settings, self.keep, self.until_pid = instance, settings, keep, until_pid
-        self.hosts = {}
+        self.hosts, self.kept = {}, False
 
     def run(self):
         code = 1
@@ -334,7 +341,7 @@ class Supervisor:
             self.watch(told)
             code = 0
         except BaseException as error:
-            print(f"supervisor: {type(error).__name__}: {error}", flush=True)
+            print(f"{ENDED}{type(error).__name__}: {error}", flush=True)
         finally:
             self.end()
             os._exit(code)
@@ -355,6 +362,8 @@ class Supervisor:
             about["hosts"][name] = {"pid": process.pid, "start": start_time(process.pid), "port": port}
             if not wait_until(lambda: process.poll() is not None or Path("link.sock").exists(), 10):
                 raise Trouble("QEMU made no socket for the link within 10 s")
+            if process.poll() is not None:
+                raise Trouble(f"QEMU of host {name} ended with {process.returncode}")
         self.instance.write(about)
 
     def watch(self, told):
@@ -367,8 +376,10 @@ class Supervisor:
             waiting.register(descriptor, select.POLLIN)
         until = None
         if self.until_pid:
-            until = pidfd(self.until_pid)
-            if until is None:
+            try:
+                until = os.pidfd_open(self.until_pid)
+            except ProcessLookupError:
+                print(f"{ENDED}there is no process {self.until_pid} to live for", flush=True)
                 return
             waiting.register(until, select.POLLIN)
         while hosts:
@@ -382,7 +393,10 @@ class Supervisor:
                     if not os.read(self.keep, 1):
                         return
                     waiting.unregister(self.keep)
+                    self.kept = True
                 else:
+                    why = f"process {self.until_pid} has ended" if descriptor == until else "told to end"
+                    print(f"{ENDED}{why}", flush=True)
                     return
 
     def end(self):
@@ -394,11 +408,7 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if not self.kept:
+            # Whoever started the hosts reads what they said, and closes this.
+            os.read(self.keep, 1)
         self.instance.remove()
-
-
-def pidfd(pid):
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
