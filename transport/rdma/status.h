@@ -24,7 +24,7 @@ int rdma_status_error(struct error *err, unsigned lane, const char *operation, c
 
 /* Sets err for an event other than the one that was waited for while connecting ("the destination's
  * address cannot be reached by RDMA: …; remedy") and returns -errno: ADDR_ERROR, ROUTE_ERROR,
- * CONNECT_ERROR, UNREACHABLE, REJECTED (28: nobody listens there …), DEVICE_REMOVAL, DISCONNECTED.
+ * CONNECT_ERROR, UNREACHABLE, REJECTED (8: nobody listens there …), DEVICE_REMOVAL, DISCONNECTED.
  */
 int rdma_event_error(struct error *err, unsigned lane, const char *peer,
                      enum rdma_cm_event_type event, int status);
