@@ -7,15 +7,26 @@
 
 #include "transport/loop/loop.h"
 
+#define RDMA_IPV4 "WANDER_RDMA_IPV4" /* an address of this machine that leads to an RDMA device */
+#define RDMA_IPV6 "WANDER_RDMA_IPV6"
+
 /* Every transport: its scheme and where its destination listens. Without a scheme the two ends come
- * as a pair. A stream listens on a TCP port, which anybody may connect to. */
+ * as a pair. A stream listens on a TCP port, which anybody may connect to. `given` names a variable
+ * of the environment that has the address; without it there is no such transport here. */
 static const struct {
-    const char *name, *scheme, *host;
+    const char *name, *scheme, *host, *given;
     bool stream;
+    enum transport_operation operation;
+    enum transport_registration registration;
 } transports[] = {
-    {"loop", NULL, "127.0.0.1", false},
-    {"tcp/ipv4", "tcp", "127.0.0.1", true},
-    {"tcp/ipv6", "tcp", "::1", true},
+    {"loop", NULL, "127.0.0.1"},
+    {"tcp/ipv4", "tcp", "127.0.0.1", .stream = true},
+    {"tcp/ipv6", "tcp", "::1", .stream = true},
+    {"rdma/write/all/ipv4", "rdma", .given = RDMA_IPV4},
+    {"rdma/read/all/ipv6", "rdma", .given = RDMA_IPV6, .operation = TRANSPORT_READ},
+    {"rdma/write/chunk/ipv6", "rdma", .given = RDMA_IPV6, .registration = TRANSPORT_REGISTER_CHUNK},
+    {"rdma/read/chunk/ipv4", "rdma", .given = RDMA_IPV4, .operation = TRANSPORT_READ,
+     .registration = TRANSPORT_REGISTER_CHUNK},
 };
 
 /* What each is wrapped in, both its ends. The rate's bucket is a few MiB: tests that move more are
@@ -45,13 +56,24 @@ static bool is_stream(unsigned transport)
     return transports[transport].stream;
 }
 
+/* Where its destination listens; NULL when it is not here, or not asked for. */
+static const char *host_of(unsigned transport)
+{
+    const char *only = getenv("WANDER_CONFORMANCE"); /* a part of the names of those wanted */
+
+    if (only && !strstr(transports[transport].name, only))
+        return NULL;
+    return transports[transport].given ? getenv(transports[transport].given)
+                                       : transports[transport].host;
+}
+
 static struct criterion_test_params setups_where(bool (*wanted)(unsigned transport))
 {
     static unsigned indices[SETUPS];
     size_t count = 0;
 
     for (unsigned i = 0; i < SETUPS; i++)
-        if (wanted(i / FILTERS))
+        if (host_of(i / FILTERS) && wanted(i / FILTERS))
             indices[count++] = i;
     return cr_make_param_array(unsigned, indices, count);
 }
@@ -83,7 +105,12 @@ struct transport_params params_default(unsigned lanes)
 static struct transport *end_make(struct ends *e, const struct transport_params *params)
 {
     struct transport *t = NULL;
-    int result = transport_new(transports[e->setup / FILTERS].scheme, params, &t, &e->err);
+    struct transport_params all = *params;
+    int result;
+
+    all.operation = transports[e->setup / FILTERS].operation;
+    all.registration = transports[e->setup / FILTERS].registration;
+    result = transport_new(transports[e->setup / FILTERS].scheme, &all, &t, &e->err);
 
     require(e, result == 0, "transport_new: %s", e->err.text);
     result = transport_wrap(filters[e->setup % FILTERS], &t, &e->err);
@@ -125,7 +152,7 @@ void ends_make(struct ends *e, unsigned setup, const struct transport_params *so
     };
     snprintf(e->name, sizeof(e->name), "%s %s", transports[setup / FILTERS].name,
              filters[setup % FILTERS]);
-    snprintf(e->at.host, sizeof(e->at.host), "%s", transports[setup / FILTERS].host);
+    snprintf(e->at.host, sizeof(e->at.host), "%s", host_of(setup / FILTERS));
     snprintf(e->at.scheme, sizeof(e->at.scheme), "tcp");
     if (!transports[setup / FILTERS].scheme) {
         pair_make(e);
