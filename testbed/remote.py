@@ -44,8 +44,13 @@ class Shell:
     def __init__(self, argv):
         self.process = subprocess.Popen([*argv, "exec setsid bash"], bufsize=0, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-        self.process.stdin.write(self.SERVER.encode())
-        self.group, self.directory = self.line(time.monotonic() + CONNECT_SECONDS * SLOW).decode().split()
+        try:
+            self.process.stdin.write(self.SERVER.encode())
+            self.group, self.directory = self.line(time.monotonic() + CONNECT_SECONDS * SLOW).decode().split()
+        except OSError:
+            self.process.kill()
+            self.close()
+            raise ConnectionError from None
 
     def read(self, count, deadline):
         ready, _, _ = select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))
@@ -222,17 +227,22 @@ class Remote:
                 self.shell = Shell(self.ssh(self.destination))
             return subprocess.CompletedProcess(shown, *self.shell.run(line, seconds * SLOW))
         except TimeoutError:
-            shell, self.shell = self.shell, None
+            shell = self.drop_shell()
             # Whether the host answers at all shows here.
-            if shell:
-                shell.process.kill()
-                shell.close()
-                self.call(f"kill -KILL -- -{shell.group}; rm -rf {shell.directory}", 5, stdin=subprocess.DEVNULL)
+            self.call(f"kill -KILL -- -{shell.group}; rm -rf {shell.directory}", 5, stdin=subprocess.DEVNULL)
             raise Failure(f"expected '{shown}' on {self} to end within {seconds * SLOW:g} s; it hung, and was "
                           f"killed") from None
         except (ConnectionError, ValueError):
-            self.shell = None
-            raise Failure(f"the connection to {self} ended while '{shown}' ran there") from None
+            self.drop_shell()
+            raise Failure(f"{self} cannot be reached by ssh any more: the connection ended while '{shown}' was to run "
+                          f"there") from None
+
+    def drop_shell(self):
+        shell, self.shell = self.shell, None
+        if shell:
+            shell.process.kill()
+            shell.close()
+        return shell
 
     def run_alone(self, line, shown, seconds, input):
         began = time.monotonic()
