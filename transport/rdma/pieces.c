@@ -326,21 +326,42 @@ static bool has_room(const struct rdma_pieces *p, uint64_t length)
            length <= p->config.limit - p->bytes;
 }
 
-/* What a range's pieces have together: they cannot go to make room for one more of it. */
+/* What the pieces of a range have together. */
 struct held {
     uint64_t bytes;
     uint32_t count;
 };
 
-static int make_room(struct rdma_pieces *p, uint64_t length, struct held held, struct error *err)
+/* Gives each of them `users` more, or takes them back. */
+static struct held hold(const struct piece_region *r, struct span range, int users)
+{
+    struct held held = {0, 0};
+
+    for (size_t i = piece_index(r, range.from);
+         i < r->piece_count && r->pieces[i]->offset < range.to; i++) {
+        atomic_fetch_add_explicit(&r->pieces[i]->users, (unsigned)users, memory_order_relaxed);
+        held.bytes += r->pieces[i]->length;
+        held.count++;
+    }
+    return held;
+}
+
+/* For one more piece of a range; those that it has already do not go for it. */
+static int make_room(struct rdma_pieces *p, struct piece_region *r, struct span range,
+                     uint64_t length, struct error *err)
 {
     uint64_t limit = p->config.limit;
+    struct held held;
 
     if (has_room(p, length))
         return 0;
     pieces_collect(p);
     if (has_room(p, length))
         return 0;
+    held = hold(r, range, 1);
+    if (held.bytes <= limit && length <= limit - held.bytes && held.count < p->config.max_count)
+        shrink(p, limit - length, p->config.max_count - 1);
+    hold(r, range, -1);
     if (length > limit || held.bytes > limit - length)
         return error_set(err, EINVAL,
                          "a transfer needs %llu bytes registered at once, and the limit is %llu: "
@@ -351,7 +372,6 @@ static int make_room(struct rdma_pieces *p, uint64_t length, struct held held, s
                          "a transfer needs more than %u registrations at once, which is all that "
                          "the device has",
                          held.count);
-    shrink(p, limit - length, p->config.max_count - 1);
     pieces_collect(p);
     return has_room(p, length) ? 0 : -EAGAIN;
 }
@@ -429,22 +449,22 @@ int pieces_plan(struct rdma_pieces *p, struct error *err)
     return result;
 }
 
-/* The piece that holds `at`. 0: found, 1: made, or -errno. */
-static int get(struct rdma_pieces *p, struct piece_region *r, uint64_t at, uint64_t end,
-               struct held held, struct rdma_piece **out, struct error *err)
+/* The piece of a range that holds `at`. 0: found, 1: made, or -errno. */
+static int get(struct rdma_pieces *p, struct piece_region *r, struct span range, uint64_t at,
+               struct rdma_piece **out, struct error *err)
 {
     size_t i = piece_index(r, at);
-    struct span range;
+    struct span missing;
     int result;
 
     if (i < r->piece_count && r->pieces[i]->offset <= at) {
         *out = r->pieces[i];
         return 0;
     }
-    range = new_range(p, r, at, end, 0);
-    result = make_room(p, range.to - range.from, held, err);
+    missing = new_range(p, r, at, range.to, 0);
+    result = make_room(p, r, range, missing.to - missing.from, err);
     if (!result)
-        result = make(p, r, range, out, err);
+        result = make(p, r, missing, out, err);
     return result < 0 ? result : 1;
 }
 
@@ -452,16 +472,16 @@ int pieces_use(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint64_t
                struct rdma_piece **first, struct error *err)
 {
     struct piece_region *r = region_get(p, region, err);
-    uint64_t at = offset, end = offset + length;
+    const struct span range = {offset, offset + length};
     struct rdma_piece *piece = NULL;
-    struct held held = {0, 0};
+    uint64_t at = offset;
     bool made = false;
 
     if (!r)
         return -ENOMEM;
     do {
         struct rdma_piece *next = piece ? piece->follower : NULL;
-        int result = next ? 0 : get(p, r, at, end, held, &next, err);
+        int result = next ? 0 : get(p, r, range, at, &next, err);
 
         if (result < 0) {
             if (piece)
@@ -472,13 +492,11 @@ int pieces_use(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint64_t
         if (!piece)
             *first = next;
         piece = next;
-        /* From here on it cannot be told to go to make room for what follows. */
         atomic_fetch_add_explicit(&piece->users, 1, memory_order_relaxed);
         use_unlink(p, piece);
         use_append(p, piece);
         at = piece_end(piece);
-        held = (struct held){held.bytes + piece->length, held.count + 1};
-    } while (at < end);
+    } while (at < range.to);
     /* Ahead of need, so that the next one finds room without waiting; not before all of this range
      * have their user, and not in a plan: neither makes pieces only to let them go. */
     if (made)
