@@ -34,6 +34,7 @@ void destination_close_lanes(struct incoming *in)
 {
     if (!in->transport)
         return;
+    device_note(in->transport, in->options.pin_limit, &in->measurement.device);
     transport_shutdown(in->transport);
     transport_close(in->transport);
     in->transport = NULL;

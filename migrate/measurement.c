@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "migrate/measurement_device.h"
 #include "migrate/measurement_fields.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -256,7 +257,7 @@ static bool add_document(cJSON *document, const struct measurement *m, uint64_t 
            fields_add(document, m, volume_fields, COUNT(volume_fields)) &&
            add_destination(document, m, &d) &&
            fields_add(document, m, verification_fields, COUNT(verification_fields)) &&
-           add_limits(document, m, &d) && add_hosts(document, m);
+           add_limits(document, m, &d) && add_hosts(document, m) && device_add_report(document, m);
 }
 
 char *measurement_to_json(const struct measurement *m, uint64_t gap_ns)

@@ -33,6 +33,14 @@ struct host_facts {
     char version[MEASUREMENT_MAX_TEXT];   /* of wander */
 };
 
+/* The device below the lanes of one end, for transports that have one. */
+struct device_measurement {
+    bool known;         /* false: there is none, or nobody could say */
+    bool encrypted;     /* what the lanes carry */
+    uint64_t pin_limit; /* of that end, in bytes */
+    struct transport_device device;
+};
+
 /* The destination's half; comes in REPORT. */
 struct destination_measurement {
     bool known; /* false: REPORT was lost, all of it is null */
@@ -42,6 +50,7 @@ struct destination_measurement {
     uint64_t guest_gap_ns;  /* the pause as the guest measured it; 0: it did not say */
     uint64_t resident_growth_bytes; /* of the destination process, since the session began */
     struct host_facts host;
+    struct device_measurement device;
 };
 
 struct measurement {
@@ -84,12 +93,17 @@ struct measurement {
     uint64_t pin_limit; /* of the source */
     unsigned dscp;
     struct host_facts source_host;
+    struct device_measurement source_device;
     struct destination_measurement destination_half;
 };
 
 /* Room for one more round at the end, zeroed; NULL without memory. */
 struct round_measurement *measurement_add_round(struct measurement *m);
 void measurement_free(struct measurement *m);
+
+/* Asks `transport` for its device, while it is there; NULL is fine. `pin_limit` 0: the default. */
+void device_note(const struct transport *transport, uint64_t pin_limit,
+                 struct device_measurement *out);
 
 /* The JSON document (schema: migrate/measurement.md), indented; the caller frees. `gap_ns` from the
  * guest or 0 for null. NULL without memory. Every figure not known is null, never guessed. */

@@ -2,10 +2,11 @@
 
 #include <errno.h>
 
+#include "migrate/measurement_device.h"
 #include "migrate/measurement_fields.h"
 
-/* A real one has some 600 bytes. */
-enum { MAX_DESTINATION_TEXT = 8192 };
+/* A real one has some 600 bytes, and with a device 100 for each of its error counters. */
+enum { MAX_DESTINATION_TEXT = 16384 };
 
 #define D(member, key, kind) FIELD(struct destination_measurement, member, key, kind, NEVER_NULL)
 
@@ -28,7 +29,8 @@ char *destination_measurement_encode(const struct destination_measurement *d)
     if (!object || !fields_add(object, d, half_fields, half_field_count))
         goto delete_object;
     host = cJSON_AddObjectToObject(object, "host");
-    if (host && fields_add(host, &d->host, host_fields, host_field_count))
+    if (host && fields_add(host, &d->host, host_fields, host_field_count) &&
+        device_encode(object, &d->device))
         text = cJSON_PrintUnformatted(object);
 delete_object:
     cJSON_Delete(object);
@@ -62,6 +64,8 @@ int destination_measurement_decode(const char *text, size_t size,
         goto prefix_error;
     }
     result = fields_read(host, &d.host, host_fields, host_field_count, err);
+    if (!result)
+        result = device_decode(object, &d.device, err);
     if (!result)
         *out = d;
 prefix_error:

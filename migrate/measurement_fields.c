@@ -116,6 +116,8 @@ static cJSON *field_to_json(const struct field *field, const void *at)
         return cJSON_CreateBool(*(const bool *)at);
     case FIELD_MS:
         return decimal_to_json(*(const uint64_t *)at, NS_PER_MS, 6);
+    case FIELD_MILLIONTHS:
+        return decimal_to_json(*(const uint64_t *)at, 1000000, 6);
     case FIELD_S:
         return decimal_to_json(*(const uint64_t *)at, NS_PER_S, 9);
     }
@@ -174,7 +176,9 @@ static int read_null(const struct field *field, void *at, struct error *err)
 
 static int field_read(const struct field *field, const cJSON *item, void *at, struct error *err)
 {
-    double max = field->kind == FIELD_INT ? INT_MAX : max_exact_integer;
+    double max = field->kind == FIELD_INT        ? INT_MAX
+                 : field->kind == FIELD_UNSIGNED ? UINT_MAX
+                                                 : max_exact_integer;
     uint64_t value = 0;
     int result;
 
@@ -187,6 +191,8 @@ static int field_read(const struct field *field, const cJSON *item, void *at, st
         return result;
     if (field->kind == FIELD_INT)
         *(int *)at = (int)value;
+    else if (field->kind == FIELD_UNSIGNED)
+        *(unsigned *)at = (unsigned)value;
     else
         *(uint64_t *)at = value;
     return 0;

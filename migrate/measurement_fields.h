@@ -10,14 +10,15 @@
 #include "transport/base/error.h"
 
 enum field_kind {
-    FIELD_TEXT,     /* char[size] */
-    FIELD_U64,      /* uint64_t, printed exactly */
-    FIELD_UNSIGNED, /* unsigned */
-    FIELD_I64,      /* int64_t, read back only if not negative */
-    FIELD_INT,      /* int, likewise */
-    FIELD_BOOL,     /* bool */
-    FIELD_MS,       /* uint64_t of ns, printed as ms with 6 decimals: exact */
-    FIELD_S,        /* uint64_t of ns, printed as s with 9 decimals: exact */
+    FIELD_TEXT,       /* char[size] */
+    FIELD_U64,        /* uint64_t, printed exactly */
+    FIELD_UNSIGNED,   /* unsigned */
+    FIELD_I64,        /* int64_t, read back only if not negative */
+    FIELD_INT,        /* int, likewise */
+    FIELD_BOOL,       /* bool */
+    FIELD_MS,         /* uint64_t of ns, printed as ms with 6 decimals: exact */
+    FIELD_MILLIONTHS, /* uint64_t of millionths, printed with 6 decimals: exact */
+    FIELD_S,          /* uint64_t of ns, printed as s with 9 decimals: exact */
 };
 
 enum field_null {
@@ -46,7 +47,7 @@ bool fields_add(cJSON *object, const void *base, const struct field *fields, siz
 
 /* Reads them back: every key must be there, of its type, within its range (integers up to 2^53,
  * text printable ASCII that fits); null only where the table allows it. FIELD_TEXT, FIELD_U64,
- * FIELD_I64 and FIELD_INT. -EPROTO. */
+ * FIELD_UNSIGNED, FIELD_I64 and FIELD_INT. -EPROTO. */
 int fields_read(const cJSON *object, void *base, const struct field *fields, size_t count,
                 struct error *err);
 

@@ -130,6 +130,17 @@ static void print_volume(FILE *out, const struct measurement *m)
         fprintf(out, "verified      %10" PRIu64 " chunks equal at both ends\n", m->verified_chunks);
 }
 
+static void print_device(FILE *out, const struct measurement *m)
+{
+    const struct transport_device *d = &m->source_device.device;
+
+    if (!m->source_device.known)
+        return;
+    fprintf(out, "RDMA          %s port %u, %s%s%s, MTU %u; data is%s encrypted\n", d->name,
+            d->port, d->link_layer, d->gid_type[0] ? ", " : "", d->gid_type, d->mtu,
+            m->source_device.encrypted ? "" : " not");
+}
+
 static void print_cpu(FILE *out, const struct measurement *m)
 {
     const struct destination_measurement *d = &m->destination_half;
@@ -163,6 +174,7 @@ char *measurement_to_table(const struct measurement *m, uint64_t gap_ns)
     print_times(out, m, gap_ns);
     if (m->round_count)
         print_volume(out, m);
+    print_device(out, m);
     print_cpu(out, m);
     failed = ferror(out);
     failed |= fclose(out);

@@ -155,6 +155,7 @@ static void close_lanes(struct migration *m)
 {
     if (!m->transport)
         return;
+    device_note(m->transport, m->options.pin_limit, &m->measurement.source_device);
     transport_shutdown(m->transport);
     transport_close(m->transport);
     m->transport = NULL;
@@ -180,6 +181,7 @@ void source_note_totals(struct migration *m)
         bytes += out->rounds[i].bytes;
     }
     if (m->transport) {
+        device_note(m->transport, m->options.pin_limit, &out->source_device);
         transport_stats(m->transport, &stats);
         out->wire_bytes = stats.wire_bytes;
     }

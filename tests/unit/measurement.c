@@ -6,93 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "migrate/measurement.h"
-#include "transport/base/clock.h"
-
-static void fill_host(struct host_facts *host, const char *name)
-{
-    *host = (struct host_facts){.link_mbit = 100000, .mtu = 9000};
-    snprintf(host->hostname, sizeof(host->hostname), "%s", name);
-    strcpy(host->kernel, "Linux 6.12.1 x86_64");
-    strcpy(host->cpu, "A CPU (R) @ 3 GHz");
-    strcpy(host->interface, "eth0");
-    strcpy(host->version, "0.1.0");
-}
-
-/* A migration that went well, with no two figures alike. */
-static struct measurement full_measurement(void)
-{
-    struct measurement m = {
-        .result = "completed",
-        .session = "00112233445566778899aabbccddeeff",
-        .guest_name = "g1",
-        .guest_kind = "lab",
-        .accel = "kvm",
-        .tracker = "dirty-log",
-        .memory_bytes = 512 << 20,
-        .vcpus = 2,
-        .transport = "tcp",
-        .destination = "tcp://[::1]:4711",
-        .filter = "rate=100M",
-        .lanes = 4,
-        .total_ns = 1234567891,
-        .setup_ns = 45678912,
-        .downtime_ns = 23456789,
-        .downtime = {1000001, 12000002, 2000003, 300004, 400005, 0, 0},
-        .predicted_downtime_ns = 25000006,
-        .predicted_last_bytes = 12 << 20,
-        .last_bytes = 11 << 20,
-        .switchover_retries = 1,
-        .forced = true,
-        .raw_pages = 100001,
-        .zero_pages = 2002,
-        .hole_pages = 30003,
-        .present_bytes = 400000004,
-        .guest_bytes = 500000005,
-        .wire_bytes = 510000006,
-        .source_cpu_ns = 1000000007,
-        .goodput = 800000008,
-        .state_bytes = 9009,
-        .verified = true,
-        .verified_chunks = 382,
-        .limits = {.downtime_ns = 300 * NS_PER_MS,
-                   .max_time_ns = 10 * NS_PER_S,
-                   .on_timeout = ON_TIMEOUT_FORCE,
-                   .throttle_max = 80},
-        .max_bandwidth = 104857600,
-        .operation = TRANSPORT_READ,
-        .registration = TRANSPORT_REGISTER_CHUNK,
-        .pin_limit = 67108864,
-        .dscp = 46,
-        .destination_half = {.known = true,
-                             .cpu_ns = 700000010,
-                             .state_load_ns = 5000011,
-                             .resume_ns = 600012,
-                             .resident_growth_bytes = 410000013},
-    };
-
-    fill_host(&m.source_host, "here");
-    fill_host(&m.destination_half.host, "there");
-    for (uint64_t i = 0; i < 20; i++) {
-        struct round_measurement *round = measurement_add_round(&m);
-
-        cr_assert(round);
-        *round = (struct round_measurement){
-            .pages = 100 + i,
-            .zero_pages = 10 + i,
-            .skipped_pages = i,
-            .bytes = (90 + i) << 12,
-            .wire_bytes = (91 + i) << 12,
-            .start_ns = i * NS_PER_S + 1,
-            .ns = NS_PER_MS + i,
-            .dirty_pages_after = i == 19 ? 0 : 101 + i,
-            .predicted_downtime_ns = i == 19 ? 0 : 30 * NS_PER_MS + i,
-            .throttle = (unsigned)i,
-            .paused = i == 19,
-        };
-    }
-    return m;
-}
+#include "measurement_fixture.h"
 
 static cJSON *document_of(const struct measurement *m, uint64_t gap_ns)
 {
@@ -193,16 +107,18 @@ static void check_object(struct schema *schema, const cJSON *object, const char 
     {
         char key[CELL * 2], below[CELL * 2 + 4];
         bool is_side = !strcmp(prefix, "host.") && cJSON_IsObject(item);
+        bool is_end = !strcmp(prefix, "rdma.") && !strcmp(item->string, "destination");
+        bool is_counter = !strcmp(prefix, "rdma.counters.");
         struct row *row;
 
-        snprintf(key, sizeof(key), "%s%s", prefix, item->string);
+        snprintf(key, sizeof(key), "%s%s", prefix, is_counter ? "NAME" : item->string);
         row = find_row(schema, key);
         cr_expect(row, "%s is printed and not documented", key);
         if (!row)
             continue;
         row->seen = true;
         check_value(row, item);
-        snprintf(below, sizeof(below), "%s.", is_side ? "host.SIDE" : key);
+        snprintf(below, sizeof(below), "%s.", is_side ? "host.SIDE" : is_end ? "rdma" : key);
         if (cJSON_IsObject(item))
             check_object(schema, item, below);
         snprintf(below, sizeof(below), "%s[].", key);
@@ -237,7 +153,8 @@ Test(measurement, a_failed_one_keeps_to_the_schema_too)
     check_object(&schema, document, "");
     for (size_t i = 0; i < schema.count; i++) {
         const char *key = schema.rows[i].key;
-        bool inside = strncmp(key, "prediction.", 11) == 0 || strncmp(key, "rounds[]", 8) == 0;
+        bool inside = strncmp(key, "prediction.", 11) == 0 || strncmp(key, "rounds[]", 8) == 0 ||
+                      strncmp(key, "rdma.", 5) == 0;
 
         cr_expect(schema.rows[i].seen || inside, "%s is documented and not printed", key);
     }
@@ -346,6 +263,35 @@ static const struct value_case figures[] = {
     {"limits.rdma_registration", .text = "chunk"},
     {"limits.rdma_pin_limit_bytes", 67108864},
     {"limits.dscp", 46},
+    {"rdma.device", .text = "rxe0"},
+    {"rdma.port", 1},
+    {"rdma.link_layer", .text = "Ethernet"},
+    {"rdma.gid", .text = "::ffff:10.0.0.1"},
+    {"rdma.gid_type", .text = "RoCE v2"},
+    {"rdma.mtu", 4096},
+    {"rdma.max_message_bytes", 1073741824},
+    {"rdma.max_work_requests", 100},
+    {"rdma.pin_limit_bytes", 300000000},
+    {"rdma.operation", .text = "read"},
+    {"rdma.registration", .text = "chunk"},
+    {"rdma.work_requests", 4000},
+    {"rdma.data_work_requests", 3000},
+    {"rdma.data_bytes", 196608000},
+    {"rdma.bytes_per_work_request", 65536},
+    {"rdma.signalled", 500},
+    {"rdma.signalled_share", 0.125},
+    {"rdma.registrations", 40},
+    {"rdma.registered_bytes", 600000000},
+    {"rdma.registrations_per_gib", 85.899345},
+    {"rdma.register_ms", 7.000008},
+    {"rdma.pinned_peak_bytes", 200000000},
+    {"rdma.counters.rcvd_seq_err.before", 1},
+    {"rdma.counters.rcvd_seq_err.after", 9},
+    {"rdma.counters.link_downed.after", 2},
+    {"rdma.destination.device", .text = "mlx5_0"},
+    {"rdma.destination.work_requests", 4001},
+    {"rdma.destination.register_ms", 7.000009},
+    {"rdma.destination.counters.rcvd_seq_err.after", 10},
     {"host.source.hostname", .text = "here"},
     {"host.destination.hostname", .text = "there"},
     {"host.source.kernel", .text = "Linux 6.12.1 x86_64"},
@@ -366,6 +312,7 @@ Test(measurement, every_figure_is_at_its_place_and_in_its_unit)
     for (size_t i = 0; i < sizeof(true_keys) / sizeof(true_keys[0]); i++)
         cr_expect(cJSON_IsTrue(item_at(document, true_keys[i])), "%s is not true", true_keys[i]);
     cr_expect(cJSON_IsFalse(item_at(document, "rounds.#18.paused")));
+    cr_expect(cJSON_IsFalse(item_at(document, "rdma.encrypted")));
     cr_expect_eq(cJSON_GetArraySize(item_at(document, "rounds")), 20);
     cJSON_Delete(document);
     measurement_free(&m);
@@ -396,8 +343,8 @@ static void expect_null(const cJSON *document, const char *path)
 Test(measurement, a_lost_report_is_null)
 {
     static const char *const nulls[] = {"destination_cpu_s", "destination_resident_growth_bytes",
-                                        "host.destination", "downtime.state_load",
-                                        "downtime.resume"};
+                                        "host.destination",  "downtime.state_load",
+                                        "downtime.resume",   "rdma.destination"};
     struct measurement m = full_measurement();
     cJSON *document;
 
@@ -424,6 +371,7 @@ Test(measurement, what_did_not_happen_is_null)
                                         "limits.max_time_ms",
                                         "limits.max_bandwidth_bytes_per_s",
                                         "filter",
+                                        "rdma",
                                         "host.source.cpu",
                                         "host.source.link_mbit_per_s",
                                         "host.source.mtu_bytes"};
@@ -498,57 +446,4 @@ Test(measurement, rounds_grow_and_start_from_zero)
     measurement_free(&m);
     cr_assert(!m.rounds && !m.round_count);
     measurement_free(&m);
-}
-
-Test(measurement, the_table_shows_every_round_and_every_part)
-{
-    static const char *const wants[] = {
-        "lab guest \"g1\" (kvm, dirty-log, 2 vCPUs, 512.0 MiB) to tcp://[::1]:4711, 4 lanes, "
-        "filter rate=100M\n",
-        "result        completed\n",
-        "dirty after",
-        "\n     0         100        0.4        1.0     351.6         101          30.0        "
-        "0%\n",
-        "\n    18         118",
-        "\npaused         119",
-        "total time      1234.568 ms\n",
-        "set-up            45.679 ms\n",
-        "downtime          23.457 ms (limit 300.0, predicted 25.0, forced)\n",
-        "  pause            1.000 ms  #\n",
-        "  final copy      12.000 ms  ###############\n",
-        "  verify           2.000 ms  ###\n",
-        "  state save       0.300 ms  \n",
-        "  state transfer   0.400 ms  #\n",
-        "  state load       5.000 ms  ######\n",
-        "  resume           0.600 ms  #\n",
-        "guest gap         23.400 ms (measured by the guest)\n",
-        "100001 raw, 2002 zero, 30003 never touched\n",
-        "486.4 MiB for 476.8 MiB of guest memory (+2.00 %)\n",
-        "goodput       762.9 MiB/s\n",
-        "1.000 s at the source, 0.700 s at the destination, 3.651 s per GiB\n",
-        "1 pauses undone",
-        "382 chunks equal",
-    };
-    struct measurement m = full_measurement();
-    char *text = measurement_to_table(&m, 23400000);
-
-    for (size_t i = 0; i < sizeof(wants) / sizeof(wants[0]); i++)
-        cr_expect(strstr(text, wants[i]), "\"%s\" is not in\n%s", wants[i], text);
-    free(text);
-    measurement_free(&m);
-}
-
-Test(measurement, the_table_of_a_failure_says_so_and_claims_no_downtime)
-{
-    struct measurement m = {
-        .result = "failed", .error = "nobody listens", .destination = "tcp://a:1"};
-    char *text = measurement_to_table(&m, 0);
-
-    cr_expect(strstr(text, "result        failed: nobody listens\n"), "%s", text);
-    cr_expect(strstr(text, "not known at the destination"), "%s", text);
-    cr_expect_not(strstr(text, "downtime"), "%s", text);
-    cr_expect_not(strstr(text, "guest gap"), "%s", text);
-    cr_expect_not(strstr(text, "on the wire"), "%s", text);
-    cr_expect_not(strstr(text, "nan"), "%s", text);
-    free(text);
 }

@@ -9,17 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "migrate/measurement.h"
-
-static void fill_host(struct host_facts *host, const char *name)
-{
-    *host = (struct host_facts){.link_mbit = 100000, .mtu = 9000};
-    snprintf(host->hostname, sizeof(host->hostname), "%s", name);
-    strcpy(host->kernel, "Linux 6.12.1 x86_64");
-    strcpy(host->cpu, "A CPU (R) @ 3 GHz");
-    strcpy(host->interface, "eth0");
-    strcpy(host->version, "0.1.0");
-}
+#include "measurement_fixture.h"
 
 static struct destination_measurement known_half(void)
 {
@@ -32,7 +22,36 @@ static struct destination_measurement known_half(void)
                                         .resident_growth_bytes = 4};
 
     fill_host(&d.host, "there");
+    d.device = example_device("mlx5_0", 0);
     return d;
+}
+
+static void expect_same_device(const struct device_measurement *want,
+                               const struct device_measurement *got)
+{
+    const struct transport_device *w = &want->device, *g = &got->device;
+
+    cr_expect_eq(got->known, want->known);
+    cr_expect_eq(got->pin_limit, want->pin_limit);
+    cr_expect_eq(g->counter_count, w->counter_count);
+    for (unsigned i = 0; i < w->counter_count && i < g->counter_count; i++) {
+        cr_expect_str_eq(g->counters[i].name, w->counters[i].name);
+        cr_expect(g->counters[i].before == w->counters[i].before &&
+                      g->counters[i].after == w->counters[i].after,
+                  "counter %s differs", w->counters[i].name);
+    }
+    cr_expect(!strcmp(g->name, w->name) && !strcmp(g->link_layer, w->link_layer) &&
+                  !strcmp(g->gid, w->gid) && !strcmp(g->gid_type, w->gid_type),
+              "texts differ: %s, %s, %s, %s", g->name, g->link_layer, g->gid, g->gid_type);
+    cr_expect(
+        g->port == w->port && g->mtu == w->mtu && g->max_message == w->max_message &&
+            g->max_work_requests == w->max_work_requests && g->work_requests == w->work_requests &&
+            g->data_work_requests == w->data_work_requests && g->data_bytes == w->data_bytes &&
+            g->signalled == w->signalled && g->registrations == w->registrations &&
+            g->registered_bytes == w->registered_bytes && g->register_ns == w->register_ns &&
+            g->pinned_peak_bytes == w->pinned_peak_bytes && g->operation == w->operation &&
+            g->registration == w->registration,
+        "figures differ");
 }
 
 static void expect_same_half(const struct destination_measurement *want,
@@ -55,6 +74,7 @@ static void expect_same_half(const struct destination_measurement *want,
                  want->host.link_mbit, got->host.link_mbit);
     cr_expect_eq(got->host.mtu, want->host.mtu, "expected %d, got %d", want->host.mtu,
                  got->host.mtu);
+    expect_same_device(&want->device, &got->device);
 }
 
 Test(measurement_destination, the_destinations_half_comes_back)
@@ -122,7 +142,18 @@ Test(measurement_destination, a_hostile_half_is_refused)
          "hostname is no text"},
         {"{\"cpu_ns\"", "[{\"cpu_ns\"", "no JSON object"},
         {"{\"cpu_ns\"", "{{\"cpu_ns\"", "no JSON object"},
-        {"}}", "}} {}", "no JSON object"},
+        {"}}}}", "}}}} {}", "no JSON object"},
+        {"\"device\":{\"", "\"vice\":{\"", "device is no object"},
+        {"\"device\":{\"", "\"device\":[],\"x\":{\"", "device is no object"},
+        {"\"port\":1", "\"port\":4294967296", "port is no whole number"},
+        {"mlx5_0", "mlx5\\n0", "device is not printable"},
+        {"\"operation\":\"read\"", "\"operation\":\"backwards\"", "operation is no text"},
+        {"\"chunk\"", "\"chunks\"", "operation or registration"},
+        {"\"counters\":{", "\"counters\":[],\"x\":{", "counters is no object"},
+        {"link_downed", "link downed", "counters has a name"},
+        {"link_downed", "", "counters has a name"},
+        {"link_downed", "a123456789012345678901234567890123456789012345678", "counters has a name"},
+        {"\"link_downed\":{", "\"link_downed\":{\"before\":-1},\"x\":{", "before is no whole"},
     };
     struct destination_measurement d = known_half();
     char *valid = destination_measurement_encode(&d);
@@ -137,6 +168,32 @@ Test(measurement_destination, a_hostile_half_is_refused)
         expect_refused(text, strlen(text), cases[i].want);
     }
     free(valid);
+}
+
+/* The largest device there can be has room in a REPORT. */
+Test(measurement_destination, as_many_counters_as_there_can_be_fit)
+{
+    struct destination_measurement d = known_half(), got = {0};
+    struct transport_device *device = &d.device.device;
+    struct error err = {0};
+
+    for (device->counter_count = 0; device->counter_count < TRANSPORT_MAX_COUNTERS;
+         device->counter_count++) {
+        struct transport_counter *counter = &device->counters[device->counter_count];
+
+        memset(counter->name, 'a', sizeof(counter->name) - 1);
+        snprintf(counter->name, 4, "%03u", device->counter_count);
+        counter->name[3] = '_';
+        counter->before = counter->after = 1ull << 53;
+    }
+    char *text = destination_measurement_encode(&d);
+    cr_assert_eq(destination_measurement_decode(text, strlen(text), &got, &err), 0, "%s", err.text);
+    expect_same_half(&d, &got);
+    char *more = strstr(text, "\"counters\":{") + strlen("\"counters\":{"), longer[16384];
+    snprintf(longer, sizeof(longer), "%.*s\"x\":{\"before\":0,\"after\":0},%s", (int)(more - text),
+             text, more);
+    expect_refused(longer, strlen(longer), "too many");
+    free(text);
 }
 
 Test(measurement_destination, every_truncation_of_a_half_is_refused)
@@ -160,9 +217,9 @@ Test(measurement_destination, a_half_of_any_size_and_depth_is_refused)
     char *text = malloc(SIZE);
 
     memset(text, '[', SIZE);
-    expect_refused(text, 8192, "no JSON object");
+    expect_refused(text, 16384, "no JSON object");
     memset(text, ' ', SIZE);
-    expect_refused(text, SIZE, "at most 8192");
+    expect_refused(text, SIZE, "at most 16384");
     free(text);
 }
 
