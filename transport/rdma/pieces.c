@@ -2,19 +2,10 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "transport/rdma/expected.h"
+#include "transport/rdma/piece_region.h"
 
 enum { PIECES_PER_BLOCK = 1024, SMALLEST_HOLE = 4096 };
-
-struct piece_region {
-    uint32_t id;
-    struct rdma_piece **pieces; /* sorted; not those that were told to go */
-    size_t piece_count, piece_room;
-    struct expected expected;
-    struct span unplanned; /* all that was expected since the last plan lies in it */
-};
 
 /* Pieces that were told to go have room and id until they are gone, but are in no region any more:
  * their range can be registered anew at once. */
@@ -33,11 +24,6 @@ struct rdma_pieces {
     atomic_uint made;
     struct rdma_piece *blocks[RDMA_MAX_PIECES / PIECES_PER_BLOCK];
 };
-
-static uint64_t piece_end(const struct rdma_piece *piece)
-{
-    return piece->offset + piece->length;
-}
 
 static struct rdma_piece *piece_at(const struct rdma_pieces *p, uint32_t id)
 {
@@ -61,30 +47,12 @@ void pieces_free(struct rdma_pieces *p)
 {
     if (!p)
         return;
-    for (size_t i = 0; i < p->region_count; i++) {
-        free(p->regions[i].pieces);
-        expected_free(&p->regions[i].expected);
-    }
+    for (size_t i = 0; i < p->region_count; i++)
+        region_free(&p->regions[i]);
     for (unsigned i = 0; i < RDMA_MAX_PIECES / PIECES_PER_BLOCK; i++)
         free(p->blocks[i]);
     free(p->regions);
     free(p);
-}
-
-/* Makes room for one more element of an array. */
-static int reserve(void **array, size_t *room, size_t count, size_t element, struct error *err)
-{
-    size_t wanted = *room ? *room * 2 : 16;
-    void *grown;
-
-    if (count < *room)
-        return 0;
-    grown = reallocarray(*array, wanted, element);
-    if (!grown)
-        return error_set(err, ENOMEM, "no memory for a list of %zu registrations", wanted);
-    *array = grown;
-    *room = wanted;
-    return 0;
 }
 
 static struct piece_region *region_find(const struct rdma_pieces *p, uint32_t id)
@@ -98,35 +66,23 @@ static struct piece_region *region_find(const struct rdma_pieces *p, uint32_t id
 /* Finds it or makes it; NULL without memory. */
 static struct piece_region *region_get(struct rdma_pieces *p, uint32_t id, struct error *err)
 {
-    struct piece_region *r = region_find(p, id);
-    void *regions = p->regions;
+    struct piece_region *r = region_find(p, id), *grown;
+    size_t room = p->region_room ? p->region_room * 2 : 16;
 
     if (r)
         return r;
-    if (reserve(&regions, &p->region_room, p->region_count, sizeof *r, err) < 0)
-        return NULL;
-    p->regions = regions;
+    if (p->region_count == p->region_room) {
+        grown = reallocarray(p->regions, room, sizeof *grown);
+        if (!grown) {
+            error_set(err, ENOMEM, "no memory for a list of %zu regions", room);
+            return NULL;
+        }
+        p->regions = grown;
+        p->region_room = room;
+    }
     r = &p->regions[p->region_count++];
     *r = (struct piece_region){.id = id};
     return r;
-}
-
-/* The first piece that ends behind `at`; piece_count when there is none. */
-static size_t piece_index(const struct piece_region *r, uint64_t at)
-{
-    size_t low = 0, high = r->piece_count;
-
-    if (!high || piece_end(r->pieces[high - 1]) <= at)
-        return high;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-
-        if (piece_end(r->pieces[middle]) > at)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
 }
 
 int pieces_expect(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint64_t length,
@@ -150,33 +106,6 @@ int pieces_expect(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint6
     if (span.to > r->unplanned.to)
         r->unplanned.to = span.to;
     return 0;
-}
-
-/* The range of a new piece that holds `at`, where none is: inside its grain, the piece before and
- * the piece behind, what is expected there; holes of that extent's right side up to `hole` bytes
- * are taken in. Where nothing is expected, no more than up to `needed`. */
-static struct span new_range(const struct rdma_pieces *p, const struct piece_region *r, uint64_t at,
-                             uint64_t needed, uint64_t hole)
-{
-    uint64_t low = at & ~(p->config.grain - 1), high = low + p->config.grain;
-    size_t behind = piece_index(r, at), e = expected_index(&r->expected, at);
-    const struct span *extent = r->expected.extents + e;
-    const struct span *end = r->expected.extents + r->expected.count;
-
-    if (behind && piece_end(r->pieces[behind - 1]) > low)
-        low = piece_end(r->pieces[behind - 1]);
-    if (behind < r->piece_count && r->pieces[behind]->offset < high)
-        high = r->pieces[behind]->offset;
-    if (extent == end || extent->from > at) {
-        if (extent < end && extent->from < high)
-            high = extent->from;
-        return (struct span){at, needed < high ? needed : high};
-    }
-    if (extent->from > low)
-        low = extent->from;
-    while (end - extent > 1 && extent[1].from < high && extent[1].from - extent->to <= hole)
-        extent++;
-    return (struct span){low, extent->to < high ? extent->to : high};
 }
 
 static void use_unlink(struct rdma_pieces *p, struct rdma_piece *piece)
@@ -222,41 +151,14 @@ static struct rdma_piece *piece_take(struct rdma_pieces *p)
     return piece;
 }
 
-/* Puts it among the region's pieces. Threads that walk over pieces they use never read a `follower`
- * that changes here: what is between two pieces in use is there already. */
-static void region_insert(struct piece_region *r, struct rdma_piece *piece)
-{
-    size_t i = piece_index(r, piece->offset);
-
-    memmove(r->pieces + i + 1, r->pieces + i, (r->piece_count - i) * sizeof piece);
-    r->pieces[i] = piece;
-    r->piece_count++;
-    if (i && piece_end(r->pieces[i - 1]) == piece->offset)
-        r->pieces[i - 1]->follower = piece;
-    if (i + 1 < r->piece_count && r->pieces[i + 1]->offset == piece_end(piece))
-        piece->follower = r->pieces[i + 1];
-}
-
-static void region_remove(struct piece_region *r, struct rdma_piece *piece)
-{
-    size_t i = piece_index(r, piece->offset);
-
-    if (i && r->pieces[i - 1]->follower == piece)
-        r->pieces[i - 1]->follower = NULL;
-    r->piece_count--;
-    memmove(r->pieces + i, r->pieces + i + 1, (r->piece_count - i) * sizeof piece);
-}
-
 /* There has to be room for it. */
 static int make(struct rdma_pieces *p, struct piece_region *r, struct span range,
                 struct rdma_piece **out, struct error *err)
 {
-    void *pieces = r->pieces;
     struct rdma_piece *piece;
 
-    if (reserve(&pieces, &r->piece_room, r->piece_count, sizeof piece, err) < 0)
+    if (region_reserve(r, err) < 0)
         return -ENOMEM;
-    r->pieces = pieces;
     piece = piece_take(p);
     if (!piece)
         return error_set(err, ENOMEM, "no memory for more than %u registrations", p->count);
@@ -337,7 +239,7 @@ static struct held hold(const struct piece_region *r, struct span range, int use
 {
     struct held held = {0, 0};
 
-    for (size_t i = piece_index(r, range.from);
+    for (size_t i = region_index(r, range.from);
          i < r->piece_count && r->pieces[i]->offset < range.to; i++) {
         atomic_fetch_add_explicit(&r->pieces[i]->users, (unsigned)users, memory_order_relaxed);
         held.bytes += r->pieces[i]->length;
@@ -376,26 +278,6 @@ static int make_room(struct rdma_pieces *p, struct piece_region *r, struct span 
     return has_room(p, length) ? 0 : -EAGAIN;
 }
 
-/* The first byte of the span that is expected and in no piece. */
-static bool next_missing(const struct piece_region *r, struct span within, uint64_t *at)
-{
-    while (within.from < within.to) {
-        size_t e = expected_index(&r->expected, within.from), i;
-
-        if (e == r->expected.count || r->expected.extents[e].from >= within.to)
-            return false;
-        if (r->expected.extents[e].from > within.from)
-            within.from = r->expected.extents[e].from;
-        i = piece_index(r, within.from);
-        if (i == r->piece_count || r->pieces[i]->offset > within.from) {
-            *at = within.from;
-            return true;
-        }
-        within.from = piece_end(r->pieces[i]);
-    }
-    return false;
-}
-
 /* How many pieces a plan would make, as far as `enough`. */
 static uint32_t count_planned(const struct rdma_pieces *p, uint64_t hole, uint32_t enough)
 {
@@ -405,8 +287,8 @@ static uint32_t count_planned(const struct rdma_pieces *p, uint64_t hole, uint32
         struct span left = p->regions[i].unplanned;
         uint64_t at;
 
-        while (count < enough && next_missing(&p->regions[i], left, &at)) {
-            left.from = new_range(p, &p->regions[i], at, at, hole).to;
+        while (count < enough && region_next_missing(&p->regions[i], left, &at)) {
+            left.from = region_new_range(&p->regions[i], p->config.grain, at, at, hole).to;
             count++;
         }
     }
@@ -420,8 +302,8 @@ static int plan_region(struct rdma_pieces *p, struct piece_region *r, uint64_t h
     struct rdma_piece *piece;
     uint64_t at;
 
-    while (next_missing(r, left, &at)) {
-        struct span range = new_range(p, r, at, at, hole);
+    while (region_next_missing(r, left, &at)) {
+        struct span range = region_new_range(r, p->config.grain, at, at, hole);
 
         if (!has_room(p, range.to - range.from))
             return 0;
@@ -453,7 +335,7 @@ int pieces_plan(struct rdma_pieces *p, struct error *err)
 static int get(struct rdma_pieces *p, struct piece_region *r, struct span range, uint64_t at,
                struct rdma_piece **out, struct error *err)
 {
-    size_t i = piece_index(r, at);
+    size_t i = region_index(r, at);
     struct span missing;
     int result;
 
@@ -461,7 +343,7 @@ static int get(struct rdma_pieces *p, struct piece_region *r, struct span range,
         *out = r->pieces[i];
         return 0;
     }
-    missing = new_range(p, r, at, range.to, 0);
+    missing = region_new_range(r, p->config.grain, at, range.to, 0);
     result = make_room(p, r, range, missing.to - missing.from, err);
     if (!result)
         result = make(p, r, missing, out, err);
@@ -521,7 +403,7 @@ void pieces_cool(struct rdma_pieces *p, uint32_t region, uint64_t offset, uint64
 
     if (!r || !length)
         return;
-    for (size_t i = piece_index(r, offset);
+    for (size_t i = region_index(r, offset);
          i < r->piece_count && r->pieces[i]->offset < offset + length; i++) {
         use_unlink(p, r->pieces[i]);
         use_prepend(p, r->pieces[i]);
@@ -540,8 +422,7 @@ void pieces_forget(struct rdma_pieces *p, uint32_t region)
         forgotten.pieces[i]->follower = NULL;
         retire(p, forgotten.pieces[i]);
     }
-    free(forgotten.pieces);
-    expected_free(&forgotten.expected);
+    region_free(&forgotten);
 }
 
 bool pieces_collect(struct rdma_pieces *p)
