@@ -44,6 +44,7 @@ static struct {
     struct rdma_pieces *pieces;
     bool expected[REGIONS][UNITS];
     struct shadow shadows[MAX_SHADOWS];
+    unsigned shadow_end; /* ids there were */
     struct range transfers[MAX_TRANSFERS];
     unsigned transfer_count, made, evictions, successes, retries;
     struct range now; /* what pieces_use is asked for; to 0: nothing */
@@ -79,7 +80,7 @@ static bool is_wanted(unsigned region, unsigned unit)
 /* The live piece that holds a unit. */
 static struct shadow *shadow_at(unsigned region, unsigned unit)
 {
-    for (unsigned i = 0; i < MAX_SHADOWS; i++) {
+    for (unsigned i = 0; i < m.shadow_end; i++) {
         struct shadow *s = &m.shadows[i];
 
         if (s->state == LIVE && s->region == region && s->from <= unit && unit < s->to)
@@ -103,6 +104,9 @@ static void acquire(void *context, struct rdma_piece *piece)
     bool may_bridge = m.setting->eager && m.setting->max_count < 1000 && !m.now.to;
 
     (void)context;
+    HOLDS(piece->id < MAX_SHADOWS, "id %u is not needed for so few pieces", piece->id);
+    if (piece->id >= m.shadow_end)
+        m.shadow_end = piece->id + 1;
     HOLDS(s->state == FREE || (s->state == TOLD && !s->awaited), "id %u is in use", piece->id);
     HOLDS(piece->length && range.from / GRAIN == (range.to - 1) / GRAIN,
           "%u..%u crosses a grain's end", range.from, range.to);
@@ -131,7 +135,7 @@ static void release(void *context, struct rdma_piece *piece)
           s->awaited);
     HOLDS(m.forgetting || s->state == DOOMED || !overlaps(s, &m.now),
           "piece %u goes for the transfer that needs it", piece->id);
-    for (unsigned i = 0; i < MAX_SHADOWS && !m.forgetting && s->state == LIVE; i++) {
+    for (unsigned i = 0; i < m.shadow_end && !m.forgetting && s->state == LIVE; i++) {
         const struct shadow *o = &m.shadows[i];
 
         HOLDS(o->state != LIVE || o->users || o->awaited || o->stamp >= s->stamp ||
@@ -193,9 +197,9 @@ static void check_trimmed(void)
 {
     uint64_t bytes = 0;
 
-    for (unsigned i = 0; i < MAX_SHADOWS; i++)
+    for (unsigned i = 0; i < m.shadow_end; i++)
         bytes += m.shadows[i].state == LIVE ? m.shadows[i].to - m.shadows[i].from : 0;
-    for (unsigned i = 0; i < MAX_SHADOWS && m.setting->limit && bytes * 4 > m.setting->limit * 3;
+    for (unsigned i = 0; i < m.shadow_end && m.setting->limit && bytes * 4 > m.setting->limit * 3;
          i++) {
         const struct shadow *s = &m.shadows[i];
 
@@ -244,10 +248,10 @@ static void do_complete(void)
 /* An end answers for up to `most` pieces. */
 static void do_answer(unsigned most)
 {
-    unsigned start = random_below(MAX_SHADOWS);
+    unsigned start = random_below(m.shadow_end + 1);
 
-    for (unsigned i = 0; i < MAX_SHADOWS && most; i++) {
-        struct shadow *s = &m.shadows[(start + i) % MAX_SHADOWS];
+    for (unsigned i = 0; i < m.shadow_end && most; i++) {
+        struct shadow *s = &m.shadows[(start + i) % m.shadow_end];
 
         if (s->state == FREE || !s->awaited)
             continue;
@@ -279,7 +283,7 @@ static void do_forget(void)
     pieces_forget(m.pieces, region);
     m.forgetting = false;
     memset(m.expected[region], false, UNITS);
-    for (unsigned i = 0; i < MAX_SHADOWS; i++) {
+    for (unsigned i = 0; i < m.shadow_end; i++) {
         struct shadow *s = &m.shadows[i];
 
         if (s->state != LIVE || s->region != region)
@@ -304,16 +308,14 @@ static void do_plan(void)
 
 static void do_collect(void)
 {
-    bool any = false;
     unsigned count = 0;
     uint64_t units = 0;
 
-    for (unsigned i = 0; i < MAX_SHADOWS; i++)
+    for (unsigned i = 0; i < m.shadow_end; i++)
         if (m.shadows[i].state == TOLD && !m.shadows[i].awaited)
             m.shadows[i].state = FREE;
-    any = pieces_collect(m.pieces);
-    (void)any;
-    for (unsigned i = 0; i < MAX_SHADOWS; i++) {
+    pieces_collect(m.pieces);
+    for (unsigned i = 0; i < m.shadow_end; i++) {
         const struct shadow *s = &m.shadows[i];
 
         count += s->state != FREE;
