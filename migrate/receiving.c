@@ -130,7 +130,8 @@ void destination_judge(struct incoming *in, struct guest_description *d, struct 
             "'%s' is no name for a guest (letters, digits, '.', '_' and '-'); use --name here",
             d->name);
     else if (in->options.name_check)
-        in->options.name_check(in->options.name_context, d->name, reasons);
+        in->options.name_check(in->options.name_context, d->name,
+                               in->hello.intent == HELLO_NEW, reasons);
     if (in->hello.lanes == 0)
         reasons_add(reasons, "a migration needs at least one lane");
     for (uint32_t i = 0; i < d->region_count; i++)

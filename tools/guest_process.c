@@ -464,15 +464,24 @@ int guest_process_new(struct name_claim *claim, guest_maker_fn *make, void *cont
 }
 
 /* Session thread: claims the name that the guest would have here. */
-static void check_name(void *context, const char *name, struct reasons *reasons)
+static void check_name(void *context, const char *name, bool keep, struct reasons *reasons)
 {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     struct guest_process *p = context;
+    struct name_claim trial;
     struct error err = {0};
 
-    if (p->once >= 0 && fcntl(p->once, F_SETLK, &lock) < 0) {
+    if (p->once >= 0 && (fcntl(p->once, keep ? F_SETLK : F_GETLK, &lock) < 0 ||
+                         (!keep && lock.l_type != F_UNLCK))) {
         reasons_add(reasons, "this receiver takes --once a guest, and has one or is being sent one "
                              "already: start another wander receive");
+        return;
+    }
+    if (!keep) {
+        if (name_claim(name, &trial, &err) == 0)
+            name_release(&trial);
+        else
+            reasons_add(reasons, "%s", err.text);
         return;
     }
     uv_mutex_lock(&p->mutex);
