@@ -103,12 +103,17 @@ static void no_device(struct check *c)
     char devices[128];
     unsigned count = list_names("/sys/class/infiniband", "", devices, sizeof devices);
 
+    char remedy[160] = "";
+
+    if (strcmp(c->interface, "lo") != 0)
+        snprintf(remedy, sizeof remedy,
+                 "for soft-RoCE `modprobe rdma_rxe; rdma link add rxe0 type rxe netdev %s`, or ",
+                 interface_of(c));
     FATAL(c,
-          "no RDMA device on the interface %s that leads to %s (%s%s): for soft-RoCE `modprobe "
-          "rdma_rxe && rdma link add rxe0 type rxe netdev %s`; or use an address of an interface "
+          "no RDMA device on the interface %s that %s %s (%s%s): %suse an address of an interface "
           "that has one, or tcp://",
-          interface_of(c), c->at->host, count ? "devices here: " : "this host has none", devices,
-          interface_of(c));
+          interface_of(c), c->end == TRANSPORT_DESTINATION ? "has the address" : "leads to",
+          c->at->host, count ? "devices here: " : "this host has none", devices, remedy);
 }
 
 /* open(2) says more than access(2): cgroups may deny a device as well. */
