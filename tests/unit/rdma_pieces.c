@@ -315,6 +315,7 @@ Test(rdma_pieces, plans)
         {"as many as are possible", 0, 3, false, {0}, {{0, 1}, {2, 1}, {5, 1}}, "0+1 2+1 5+1"},
         {"holes of a page", 0, 2, false, {0}, {{0, 1}, {2, 1}, {5, 1}}, "0+3 5+1"},
         {"holes of two pages", 0, 1, false, {0}, {{0, 1}, {2, 1}, {5, 1}}, "0+6"},
+        {"no larger holes than it takes", 0, 2, false, {0}, {{0, 1}, {3, 1}, {7, 1}}, "0+4 7+1"},
         {"holes within a grain", 0, 2, false, {0}, {{0, 1}, {7, 2}, {15, 1}}, "0+8 8+8"},
         {"never beyond a grain", 0, 2, false, {0}, {{7, 2}, {16, 1}}, "7+1 8+1"},
         {"no hole that a piece ends", 0, 3, false, {2, 1}, {{0, 1}, {4, 1}}, "2+1 0+1 4+1"},
@@ -350,6 +351,22 @@ Test(rdma_pieces, a_later_plan_goes_on_where_the_extent_grew)
     cr_assert_eq(pieces_plan(f.pieces, &err), 0);
     expect_shape("a plan in two parts", f.acquired, f.acquired_count, "0+3 3+5 8+3 0+1");
     cr_expect_eq(f.acquired[0]->follower, f.acquired[1]);
+}
+
+Test(rdma_pieces, what_had_to_go_is_not_planned_again)
+{
+    struct rdma_piece *first = NULL;
+    struct error err = {0};
+
+    set_up(8, 0, 2, true);
+    expect_pages(0, 0, 16);
+    cr_assert_eq(pieces_plan(f.pieces, &err), 0);
+    answer_all();
+    cr_expect_eq(use_pages(16, 1, &first), -EAGAIN);
+    answer_all();
+    cr_expect(pieces_collect(f.pieces));
+    cr_assert_eq(pieces_plan(f.pieces, &err), 0);
+    cr_expect_eq(use_pages(16, 1, &first), 0, "a plan took the room that was made");
 }
 
 Test(rdma_pieces, a_forgotten_region_goes_once_it_can)
