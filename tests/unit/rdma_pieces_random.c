@@ -98,7 +98,7 @@ static bool stops_short(unsigned region, unsigned inside, unsigned outside)
 
 static void acquire(void *context, struct rdma_piece *piece)
 {
-    struct shadow *s = &m.shadows[piece->id], *other;
+    struct shadow *s = &m.shadows[piece->id];
     struct range range = {piece->region, (unsigned)(piece->offset / UNIT),
                           (unsigned)((piece->offset + piece->length) / UNIT), NULL};
     bool may_bridge = m.setting->eager && m.setting->max_count < 1000 && !m.now.to;
@@ -114,8 +114,8 @@ static void acquire(void *context, struct rdma_piece *piece)
               !stops_short(range.region, range.to - 1, range.to),
           "%u..%u does not cover what is expected beside it", range.from, range.to);
     for (unsigned unit = range.from; unit < range.to; unit++) {
-        other = shadow_at(range.region, unit);
-        HOLDS(!other, "%u..%u overlaps %u..%u", range.from, range.to, other->from, other->to);
+        HOLDS(!shadow_at(range.region, unit), "%u..%u overlaps another piece at %u", range.from,
+              range.to, unit);
         HOLDS(may_bridge || is_wanted(range.region, unit), "%u..%u holds the hole at %u",
               range.from, range.to, unit);
     }
