@@ -8,8 +8,10 @@
 #include "migrate/guest/lab/state_format.h"
 #include "transport/base/clock.h"
 
-#define MSR_TSC          0x10u
-#define MSR_TSC_DEADLINE 0x6e0u
+#define MSR_TSC               0x10u
+#define MSR_TSC_DEADLINE      0x6e0u
+#define MSR_HYPERV_RUNTIME    0x40000010u
+#define MSR_HYPERV_TIME_COUNT 0x40000020u
 
 enum {
     LAPIC_CURRENT_COUNT = 0x390,
@@ -359,13 +361,20 @@ static void compare_field(unsigned vcpu, const struct field *field, const void *
     }
 }
 
+/* Those that go on by themselves: what is read back is later than what was written. */
+static bool msr_counts_time(uint32_t index)
+{
+    return index == MSR_TSC_DEADLINE || index == MSR_HYPERV_RUNTIME ||
+           index == MSR_HYPERV_TIME_COUNT;
+}
+
 static void compare_msrs(unsigned vcpu, const struct vcpu_state *want, const struct vcpu_state *got,
                          struct reasons *differences)
 {
     for (uint32_t i = 0; i < want->msr_count; i++) {
         uint32_t index = want->msrs[i].index, j = 0;
 
-        if (index == MSR_TSC_DEADLINE || cpu_model_msr_optional(index))
+        if (msr_counts_time(index) || cpu_model_msr_optional(index))
             continue;
         while (j < got->msr_count && got->msrs[j].index != index)
             j++;
