@@ -154,6 +154,24 @@ Test(address, connect_ipv4)
     check_connection("127.0.0.1");
 }
 
+/* As with a listener on [::]. */
+Test(address, ipv4_is_ipv4_on_an_ipv6_socket)
+{
+    struct address at, seen;
+    struct error err = {0};
+    int listener = listen_on("::ffff:127.0.0.1", &at);
+    int fd = address_connect(&at, 5000, -1, &err);
+
+    cr_assert(fd >= 0, "%s", err.text);
+    cr_expect_eq(address_of_peer(fd, "tcp", &seen, &err), 0, "%s", err.text);
+    cr_expect(!strcmp(seen.host, "127.0.0.1") && seen.port == at.port,
+              "the peer is said to be %s:%u", seen.host, seen.port);
+    cr_expect_eq(address_of_local(fd, "tcp", &seen, &err), 0, "%s", err.text);
+    cr_expect_str_eq(seen.host, "127.0.0.1");
+    close(fd);
+    close(listener);
+}
+
 Test(address, connect_ipv6)
 {
     check_connection("::1");

@@ -287,6 +287,17 @@ int address_listen(const struct address *address, uint16_t *port, struct error *
     return error_set_errno(err, -result, "cannot tell which port was bound");
 }
 
+/* A connection over IPv4 to a listener on [::] has addresses like ::ffff:10.0.0.1, which name no
+ * address that an interface or an RDMA device has. */
+static void unmap_ipv4(const struct sockaddr_storage *name, char *host)
+{
+    const struct sockaddr_in6 *ipv6 = (const void *)name;
+    char *ipv4 = strrchr(host, ':');
+
+    if (name->ss_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr) && ipv4)
+        memmove(host, ipv4 + 1, strlen(ipv4));
+}
+
 static int address_of_name(const struct sockaddr_storage *name, socklen_t size, const char *scheme,
                            struct address *out, struct error *err)
 {
@@ -298,6 +309,7 @@ static int address_of_name(const struct sockaddr_storage *name, socklen_t size, 
                     sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV) ||
         parse_number(port, 0, UINT16_MAX, &number, NULL))
         return error_set(err, EAFNOSUPPORT, "a socket's address is neither IPv4 nor IPv6");
+    unmap_ipv4(name, found.host);
     found.port = (uint16_t)number;
     snprintf(found.scheme, sizeof(found.scheme), "%s", scheme);
     *out = found;

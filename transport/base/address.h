@@ -33,7 +33,8 @@ int address_listen(const struct address *address, uint16_t *port, struct error *
 /* Takes one connection that waits at `listener` (make it non-blocking, or poll first),
  * close-on-exec, TCP_NODELAY. -EAGAIN when none waits. */
 int address_accept(int listener, struct error *err);
-/* The numeric address of the peer or of this side of a connected socket, with `scheme` copied in.
+/* The numeric address of the peer or of this side of a connected socket, with `scheme` copied in;
+ * IPv4 is written as such, on an IPv6 socket too.
  */
 int address_of_peer(int socket, const char *scheme, struct address *out, struct error *err);
 int address_of_local(int socket, const char *scheme, struct address *out, struct error *err);
