@@ -1,0 +1,300 @@
+"""Two hosts for measurements, real or virtual, with a wander of their own on each; fresh guests that are moved between
+them; and what that cost the whole of both hosts. Nothing here depends on the hosts being virtual."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import hosts
+import remote
+from hosts import Failure, expect
+from virtual import instance, shaping
+from virtual.packages import Trouble
+
+GUEST = "measured"
+CPU_KINDS = ("user", "system", "interrupts")
+# The guest's process is the last thing of a move to end: it lets go of its memory.
+END_SECONDS = 30
+# What sysfs says of the RDMA device $1: "virtual" without a bus below it, then the driver.
+DEVICE_FACTS = ('d=/sys/class/infiniband/$1; [ -e "$d" ] || exit 0; case $(readlink -f $d) in */virtual/*) '
+                'if [ -e $d/parent ]; then echo soft-RoCE; else echo software; fi;; *) '
+                'echo card $(basename "$(readlink -f $d/device/driver)") $(cat $d/fw_ver $d/board_id 2>/dev/null);; '
+                'esac')
+HOST_FACTS = ("grep -c ^processor /proc/cpuinfo; grep -qw hypervisor /proc/cpuinfo && echo virtual || echo physical; "
+              "awk '/^MemTotal/ {print $2}' /proc/meminfo")
+
+
+def add_options(parser):
+    """Those that every program with two hosts has."""
+    parser.add_argument("hosts", nargs="*", metavar="HOST", help="two hosts as ssh takes them, like root@hostA "
+                        "root@hostB (default: virtual hosts, booted for this and ended when none are up)")
+    parser.add_argument("--addresses", metavar="A,B", help="of the link to use, one of each host (default: of the RDMA "
+                        "device's interface; without one, where ssh comes in)")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="virtual hosts: the pair in DIR "
+                        f"(default: {instance.default_directory()} if it is up)")
+    parser.add_argument("--program", default=hosts.PROGRAM, metavar="FILE", help="the wander to copy to both "
+                        "(default: %(default)s)")
+    parser.add_argument("--lanes", type=number, metavar="N", help="default: wander's")
+    parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="repeats that do not count "
+                        "(default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report of every move there")
+
+
+def number(text):
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def check_options(parser, options):
+    """Ends the program with a usage error, before anything is started."""
+    if len(options.hosts) not in (0, 2):
+        parser.error(f"give two hosts or none, not {len(options.hosts)}")
+    if options.addresses and len(options.addresses.split(",")) != 2:
+        parser.error(f"--addresses: '{options.addresses}' is not two addresses with a comma between them")
+    if options.hosts and (options.state or getattr(options, "link", None)):
+        parser.error("--state and --link are for virtual hosts; real ones are as they are")
+    if not os.access(options.program, os.X_OK):
+        parser.error(f"no program at '{options.program}': build it (testbed/build build), or name it with --program")
+    try:
+        if options.json:
+            open(options.json, "a").close()
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"cannot write '{error.filename}': {error.strerror}")
+
+
+def run_program(body, parser, name):
+    """Parses, runs `body(options)` and ends with its exit code; failures become one message."""
+    options = parser.parse_args()
+    check_options(parser, options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        sys.exit(body(options))
+    except (Failure, Trouble) as failure:
+        sys.exit(f"{name}: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# --- the hosts
+
+
+@contextlib.contextmanager
+def virtual_hosts(state, link):
+    """The pair in `state`, booted if it is not up, and as it was before once this is over."""
+    with contextlib.ExitStack() as stack:
+        if state is None:
+            state = instance.default_directory()
+            if not instance.Instance(state).alive():
+                state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wander-pair-"))) / "hosts"
+        found = instance.Instance(state)
+        if not found.alive():
+            program = [str(hosts.ROOT / "testbed" / "hosts"), "--state", str(state)]
+            stack.callback(subprocess.run, [*program, "down"], stdout=subprocess.DEVNULL)
+            if subprocess.run([*program, "up", "--until-pid", str(os.getpid())]).returncode:
+                raise Failure("the virtual hosts did not come up; what testbed/hosts said is above")
+        if link is not None:
+            before = found.read()["settings"]["link"]
+            stack.callback(found.shape, before)
+            found.shape(shaping.parse(link))
+        yield remote.virtual(state)
+
+
+@contextlib.contextmanager
+def open_pair(options):
+    """(End, End) of the hosts that the options name, ready for moves; leaves nothing on them."""
+    with contextlib.ExitStack() as stack:
+        if options.hosts:
+            both = tuple(remote.Remote(host) for host in options.hosts)
+        else:
+            both = stack.enter_context(virtual_hosts(options.state, getattr(options, "link", None)))
+        addresses = options.addresses.split(",") if options.addresses else (None, None)
+        names = "ab" if not options.hosts else options.hosts
+        yield tuple(End(stack.enter_context(host), name, options.program, address)
+                    for host, name, address in zip(both, names, addresses, strict=True))
+
+
+class End:
+    """One of the two hosts."""
+
+    def __init__(self, host, name, program, address=None):
+        self.host, self.name = host, name
+        self.address = address or host.link_address()
+        base = host.directory()
+        self.program = host.deploy(program, f"{base}/wander")
+        host.run(["mkdir", "-m", "700", f"{base}/run", f"{base}/state"])
+        self.env = {"WANDER_RUNTIME_DIR": f"{base}/run", "XDG_STATE_HOME": f"{base}/state"}
+
+    def __str__(self):
+        return self.name
+
+    def uri(self, scheme, port):
+        return f"{scheme}://{f'[{self.address}]' if ':' in self.address else self.address}:{port}"
+
+    def wander(self, *arguments, seconds=20, check=True):
+        return self.host.run([self.program, *arguments], env=self.env, seconds=seconds, check=check)
+
+    def start(self, *arguments, says, seconds=30):
+        """Starts a subcommand and waits, on the host, until it says something; (process, what it said)."""
+        process = self.host.start([self.program, *arguments], env=self.env)
+        look = (f"until grep -q {shlex.quote(says)} {process.log} || [ -e {process.base}.code ]; do sleep 0.1; done; "
+                f"cat {process.log}")
+        said = self.host.run(["timeout", str(seconds * hosts.SLOW), "bash", "-c", look], seconds=seconds + 5,
+                             check=False).stdout
+        expect(says in said, f"expected 'wander {' '.join(map(str, arguments))}' on {self} to say '{says}'; it said: "
+                             f"{said.strip()[-2000:] or 'nothing'}")
+        return process, said
+
+    def guests_kvm(self):
+        """Whether /dev/kvm is there and may be used."""
+        return self.host.run("[ -r /dev/kvm ] && [ -w /dev/kvm ]", check=False).returncode == 0
+
+    def cpu(self):
+        """{kind: seconds} of the whole host since its boot, guests included, whoever it is charged to."""
+        ticks, line = self.host.run("getconf CLK_TCK 2>/dev/null || echo 100; head -n1 /proc/stat").stdout.splitlines()
+        user, nice, system, _idle, _iowait, irq, softirq = map(int, line.split()[1:8])
+        return {kind: value / int(ticks)
+                for kind, value in zip(CPU_KINDS, (user + nice, system, irq + softirq), strict=True)}
+
+    def facts(self):
+        cpus, kind, memory = self.host.run(HOST_FACTS).stdout.split()
+        return {"host": self.name, "address": self.address, "cpus": int(cpus), "virtual": kind == "virtual",
+                "memory_bytes": int(memory) << 10}
+
+    def device_kind(self, device):
+        """What an RDMA device is: soft-RoCE, other software, or a card with its driver and firmware."""
+        if not device:
+            return None
+        return self.host.run(["bash", "-c", DEVICE_FACTS, "-", device]).stdout.strip() or None
+
+
+# --- a move
+
+
+class Guest:
+    """What is moved: a fresh one each time."""
+
+    def __init__(self, memory, workload, accel="kvm", vcpus=1):
+        self.memory, self.workload, self.accel, self.vcpus = memory, workload, accel, vcpus
+
+    def arguments(self):
+        return ["lab", "--name", GUEST, "--memory", self.memory, "--vcpus", str(self.vcpus), "--workload",
+                self.workload, "--accel", self.accel]
+
+    def writes(self):
+        return "hot=" in self.workload
+
+    def __str__(self):
+        kind = "lab, KVM" if self.accel == "kvm" else "synthetic"
+        return f"{kind}, {self.memory}, {self.vcpus} vCPU{'s' if self.vcpus > 1 else ''}, workload {self.workload}"
+
+
+def port_of(said):
+    """Where a receiver listens, by what it said: listening on tcp://ADDRESS:PORT."""
+    return int(said.split("listening on ", 1)[1].split()[0].rpartition(":")[2])
+
+
+def spent(before, after):
+    return {kind: after[kind] - before[kind] for kind in before}
+
+
+def await_account(end, what, holds, seconds=30):
+    """The guest's own account of its work, once it holds what was expected."""
+    deadline = time.monotonic() + seconds * hosts.SLOW
+    while True:
+        done = end.wander("workload", GUEST, check=False)
+        account = json.loads(done.stdout) if done.returncode == 0 else None
+        if account and holds(account):
+            return account
+        if time.monotonic() > deadline:
+            raise Failure(f"expected {what} on {end} within {seconds * hosts.SLOW:g} s; last seen: "
+                          f"{account or done.stderr.strip()}")
+        time.sleep(0.2)
+
+
+def migrate(source, destination, uri, lab, receiver, options, seconds):
+    """The migration itself, from the command to the end of the guest's process at the source. No command is run on
+    either host meanwhile."""
+    report_path = f"{source.host.directory()}/report.json"
+    before = destination.cpu(), source.cpu()
+    began = time.monotonic()
+    done = source.wander("migrate", GUEST, uri, "--json", report_path, *options, seconds=seconds, check=False)
+    if done.returncode:
+        raise Failure(f"the move from {source} to {uri} {' '.join(options)} exited with {done.returncode}.\nIt said:\n"
+                      f"{(done.stdout + done.stderr).strip()[-3000:]}\nThe guest's process said:\n"
+                      f"{lab.output().strip()[-1000:]}\nThe receiver said:\n{receiver.output().strip()[-1000:]}")
+    lab.wait(END_SECONDS)
+    wall = time.monotonic() - began
+    after = destination.cpu(), source.cpu()
+    report = json.loads(source.host.run(["cat", report_path]).stdout)
+    return {"report": report, "wall_s": wall, "host_cpu": {"destination": spent(before[0], after[0]),
+                                                           "source": spent(before[1], after[1])}}
+
+
+def move(source, destination, scheme, guest, options=(), seconds=600):
+    """Starts a guest on `source`, moves it over `scheme`, sees that it arrived whole, and ends it: its report, and the
+    CPU time of both hosts."""
+    listen = destination.uri("tcp", 0)
+    receiver, said = destination.start("receive", "--listen", listen, "--insecure", "--once", says="listening on")
+    lab, _ = source.start(*guest.arguments(), says="runs here", seconds=60)
+    try:
+        if guest.writes():
+            await_account(source, "the guest to write pages", lambda account: account["pages_written"] > 0)
+        uri = destination.uri(scheme, port_of(said))
+        result = migrate(source, destination, uri, lab, receiver, list(options), seconds)
+        if guest.writes():
+            account = await_account(destination, "the guest's check of its memory after the move",
+                                    lambda account: account["checks"] > 0, seconds=60)
+            expect(account["bad_pages"] == 0, f"expected the guest to find no bad page after its move; got {account}")
+        destination.wander("quit", GUEST)
+        receiver.wait(END_SECONDS)
+    finally:
+        # Also when the session's process is not the receiver's any more.
+        for process in (lab, receiver):
+            process.end()
+    return result
+
+
+def check(source, destination, scheme, options=()):
+    """Asks wander whether anything is in the way between the two; a Failure that says what."""
+    receiver, said = destination.start("receive", "--listen", destination.uri("tcp", 0), "--insecure", "--once",
+                                       says="listening on")
+    try:
+        done = source.wander("check", destination.uri(scheme, port_of(said)), *options, seconds=60, check=False)
+        expect(done.returncode == 0, f"{scheme}:// does not work from {source} to {destination}; wander check says:\n"
+                                     f"{(done.stdout + done.stderr).strip()}")
+    finally:
+        receiver.end()
+
+
+def facts_of(end, moves):
+    """What is known of one host, its RDMA device included, from itself and from the reports."""
+    facts = end.facts()
+    for move in moves:
+        report = move["report"]
+        side = "source" if move["source"] == str(end) else "destination"
+        facts.update(report["host"].get(side) or {})
+        device = report["rdma"] if side == "source" else (report["rdma"] or {}).get("destination")
+        if device:
+            facts["rdma"] = {key: device[key] for key in ("device", "port", "link_layer", "gid_type", "mtu")}
+    if "rdma" in facts:
+        facts["rdma"]["kind"] = end.device_kind(facts["rdma"]["device"])
+    return facts
+
+
+def save(path, document):
+    """All of it or nothing: a reader never sees half a file."""
+    new = Path(f"{path}.new")
+    new.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(new, path)
