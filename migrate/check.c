@@ -1,5 +1,6 @@
 /* `wander check`: what would be refused, and whether lanes work, without moving anything. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -171,7 +172,7 @@ static int try_lane(struct check *c, const struct address *peer, void *memory, s
 
 static int trial(struct check *c, struct error *err)
 {
-    const char *passage = c->here.passage;
+    char hint[200] = "";
     struct error why = {0};
     struct address peer;
     void *memory = mmap(NULL, PREFLIGHT_TRIAL_BYTES, PROT_READ | PROT_WRITE,
@@ -182,11 +183,16 @@ static int trial(struct check *c, struct error *err)
     memset(memory, 0x5a, PREFLIGHT_TRIAL_BYTES);
     int result = address_of_peer(c->socket, c->options->destination.scheme, &peer, err);
     peer.port = c->there.lane_port;
-    if (!result && try_lane(c, &peer, memory, &why))
+    if (!result && try_lane(c, &peer, memory, &why)) {
+        if (!strstr(why.text, "firewall"))
+            snprintf(hint, sizeof(hint), "; see whether a firewall in between drops %s",
+                     c->here.passage[0] ? c->here.passage
+                                        : "the ports that the destination chooses");
         reasons_add(&c->report->refused,
-                    "between them: a trial lane did not work (%s): see whether a firewall in "
-                    "between drops %s, and whether large packets get through (MTU)",
-                    why.text, passage[0] ? passage : "the ports that the destination chooses");
+                    "between them: a trial lane did not work: %s%s; and whether large packets get "
+                    "through (MTU)",
+                    why.text, hint);
+    }
     munmap(memory, PREFLIGHT_TRIAL_BYTES);
     return result;
 }
