@@ -159,8 +159,12 @@ static void signal_completion(struct queue_pair *q, struct ibv_send_wr *wr)
 int queue_pair_add(struct queue_pair *q, const struct ibv_send_wr *wr, const struct ibv_sge *sge,
                    const struct work *work, struct error *err)
 {
+    /* Not as soon as it is full: the last one of all must still be here to ask for a completion. */
+    int result = q->batched == QUEUE_PAIR_BATCH ? queue_pair_ring(q, false, err) : 0;
     struct ibv_send_wr *slot = &q->batch[q->batched];
 
+    if (result < 0)
+        return result;
     *slot = *wr;
     if (sge) {
         q->pieces[q->batched] = *sge;
@@ -179,7 +183,7 @@ int queue_pair_add(struct queue_pair *q, const struct ibv_send_wr *wr, const str
     if (signal_due(q))
         signal_completion(q, slot);
     q->batched++;
-    return q->batched == QUEUE_PAIR_BATCH ? queue_pair_ring(q, false, err) : 0;
+    return 0;
 }
 
 int queue_pair_ring(struct queue_pair *q, bool last, struct error *err)

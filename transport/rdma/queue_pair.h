@@ -71,8 +71,8 @@ void queue_pair_kill(struct queue_pair *q);
 unsigned queue_pair_room(const struct queue_pair *q);
 /* Nothing is under way. */
 bool queue_pair_idle(const struct queue_pair *q);
-/* Adds one to the batch, and rings the doorbell when that is full. `wr` without wr_id, next, flags
- * and sg_list; sge NULL: no bytes. Needs room. -errno of ibv_post_send. */
+/* Adds one to the batch; rings the doorbell first when that is full. `wr` without wr_id, next,
+ * flags and sg_list; sge NULL: no bytes. Needs room. -errno of ibv_post_send. */
 int queue_pair_add(struct queue_pair *q, const struct ibv_send_wr *wr, const struct ibv_sge *sge,
                    const struct work *work, struct error *err);
 /* Rings the doorbell for what was added. `last`: nothing will follow soon, so the last of them

@@ -44,7 +44,8 @@ struct source {
     uint64_t heard[OUTBOX_FENCES];
 
     int asked;         /* questions whose SEND is complete, minus answers */
-    uint64_t heard_at; /* when the peer last said something, or owed nothing */
+    bool due;          /* at the last look, the peer owed an answer */
+    uint64_t heard_at; /* when it last said something, or began to owe */
 };
 
 /* A run of adjacent bytes inside one piece. */
@@ -417,8 +418,9 @@ static int check_alive(struct source *s, struct error *err)
     unsigned limit = s->rdma->params.dead_after_ms;
     uint64_t now = clock_now();
 
-    if (!due)
+    if (!due || !s->due)
         s->heard_at = now;
+    s->due = due;
     if (now - s->heard_at < limit * NS_PER_MS)
         return 0;
     return error_set(err, ETIMEDOUT,

@@ -14,12 +14,12 @@ enum {
 void rdma_source_answered(struct rdma_piece *piece)
 {
     struct rdma *r = piece->rdma;
-    bool going = piece->going;
 
     if (atomic_fetch_sub_explicit(&piece->awaited, 1, memory_order_acq_rel) != 1)
         return;
-    if (going)
-        outbox_nudge(&r->outbox);
+    /* A piece that is ready may go, one that is gone makes room: a post may have waited for either.
+     */
+    outbox_nudge(&r->outbox);
     for (unsigned i = 0; i < r->params.lanes; i++)
         if (atomic_load(&r->lanes[i].stuck))
             outbox_wake(&r->outbox.lanes[i]);
