@@ -113,8 +113,8 @@ def columns(rows, indent=0):
 
 
 def compare(figures):
-    """{figure: {transport: summary, …, "ratio": …}} of {transport: [figures of each move]}; with two transports, the
-    paired ratio of the second over the first."""
+    """{figure: {transport: summary, "ratio": paired ratio}} of {transport: [figures of each move]}; the ratio, of the
+    second over the first, with two transports only."""
     names = list(figures)
     result = {}
     for key in TITLES:
@@ -187,8 +187,8 @@ def verdicts(compared, names, pairs):
     if len(names) < 2:
         return [f"Only {names[0]} was measured: nothing is compared."]
     if pairs < LEAST_PAIRS:
-        return [f"{pairs} pair{'s are' if pairs > 1 else ' is'} too few to tell a difference from chance: use --repeats "
-                f"{LEAST_PAIRS} or more."]
+        return [f"{pairs} pair{'s are' if pairs > 1 else ' is'} too few to tell a difference from chance: use "
+                f"--repeats {LEAST_PAIRS} or more."]
     return [verdict(key, compared[key]["ratio"], names, pairs) for key in LESS if compared[key]["ratio"]]
 
 
