@@ -19,6 +19,7 @@ enum {
 /* Of a lane; the lane's thread writes them, any thread reads. */
 struct work_counts {
     atomic_uint_fast64_t posted, data, data_bytes, message_bytes, signalled, doorbells;
+    atomic_uint_fast64_t served_bytes; /* that the peer has read here */
 };
 
 /* What a work request in the send queue was for; given back, in order, once it is complete. */

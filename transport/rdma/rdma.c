@@ -235,7 +235,8 @@ static void rdma_stats(const struct transport *t, struct transport_stats *stats)
     for (unsigned i = 0; i < r->params.lanes; i++) {
         const struct work_counts *counts = &r->lanes[i].queue.counts;
 
-        stats->wire_bytes += counts->data_bytes + counts->message_bytes;
+        stats->wire_bytes += counts->message_bytes + counts->served_bytes +
+                             (r->role == RDMA_SOURCE ? counts->data_bytes : 0);
         stats->frames += counts->posted;
         stats->system_calls += counts->doorbells;
     }

@@ -21,6 +21,7 @@ enum {
  * a message uses none, and is complete once all before it is. */
 struct flight {
     struct rdma_piece *piece;
+    uint32_t length;
     uint16_t users;   /* transfers that need the piece no more with this one */
     uint16_t entries; /* of the outbox that end with it */
 };
@@ -63,6 +64,8 @@ static void land(struct source *s)
     if (flight->piece) {
         atomic_fetch_sub_explicit(&flight->piece->users, flight->users, memory_order_release);
         s->runs_flying--;
+        if (s->pulled)
+            s->lane->queue.counts.served_bytes += flight->length;
     }
     if (flight->entries) {
         outbox_sent(&s->rdma->outbox, s->queue, flight->entries);
@@ -86,12 +89,16 @@ static void land_runs(struct source *s, unsigned runs)
     }
 }
 
-static void take_off(struct source *s, struct rdma_piece *piece, unsigned users, unsigned entries)
+static void take_off(struct source *s, struct flight flight)
 {
-    s->flights[s->flown++ % FLIGHTS] =
-        (struct flight){.piece = piece, .users = (uint16_t)users, .entries = (uint16_t)entries};
-    s->taken += entries;
-    s->runs_flying += piece != NULL;
+    s->flights[s->flown++ % FLIGHTS] = flight;
+    s->taken += flight.entries;
+    s->runs_flying += flight.piece != NULL;
+}
+
+static void run_takes_off(struct source *s, const struct run *run)
+{
+    take_off(s, (struct flight){run->piece, run->length, run->users, run->entries});
 }
 
 static void tell_fences(struct source *s, struct error *err)
@@ -298,7 +305,7 @@ static int send_write(struct source *s, const struct run *run, struct error *err
     struct ibv_sge bytes = {run->piece->local_address + within, run->length, run->piece->local_key};
     struct work work = {.length = run->length, .buffer = -1};
 
-    take_off(s, run->piece, run->users, run->entries);
+    run_takes_off(s, run);
     return queue_pair_add(&s->lane->queue, &wr, &bytes, &work, err);
 }
 
@@ -344,7 +351,7 @@ static int publish(struct source *s, unsigned pending, struct error *err)
            entry->kind == OUTBOX_PLACE && flights_left(s) &&
            next_run(s, pending, s->lane->queue.max_message, &run)) {
         write_run(&run, runs + message.count++ * RDMA_RUN_SIZE);
-        take_off(s, run.piece, run.users, run.entries);
+        run_takes_off(s, &run);
     }
     if (!message.count)
         return 0;
@@ -362,7 +369,7 @@ static int send_message(struct source *s, const struct outbox_entry *entry, stru
     } else {
         s->fences_posted++;
     }
-    take_off(s, NULL, 0, 1);
+    take_off(s, (struct flight){.entries = 1});
     return mailbox_send(&s->lane->mail, &message, 0, err) < 0 ? -err->code : 1;
 }
 
