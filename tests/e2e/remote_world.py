@@ -1,0 +1,220 @@
+"""A World whose hosts are reached by ssh: what tests of two hosts share. Guests, receivers and migrations as in hosts.py, RDMA
+resources counted, the link between the hosts disturbed and mended. A world leaves nothing behind on the hosts."""
+
+import itertools
+import json
+import os
+import re
+import shlex
+
+import outcomes
+import virtual_pair
+from cases import Skip, hosts
+from hosts import PROGRAM, Failure, expect, wait_until
+from virtual import shaping
+
+PORTS = itertools.count(7100)
+RESOURCES = ("qp", "cq", "mr", "pd", "cm_id", "ctx")
+FAMILIES = ("4", "6")
+SANITIZERS = ("ASAN_OPTIONS", "LSAN_OPTIONS", "UBSAN_OPTIONS")
+FOUND = re.compile(r"ERROR: (Address|Leak)Sanitizer|runtime error:")
+
+
+class RemoteMigration:
+    """A `wander migrate` under way on a host."""
+
+    def __init__(self, process, report_path):
+        self.process, self.report_path = process, report_path
+        self.output, self.running, self.signal, self.wait = process.output, process.running, process.signal, process.wait
+
+    def report(self):
+        done = self.process.host.run(["cat", self.report_path], check=False)
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+class RemoteHost(hosts.Host):
+    """One of the hosts, with directories of this world alone. `limited`: words before the program of whatever is run, such as
+    prlimit."""
+
+    def __init__(self, world, remote, limited=()):
+        self.world, self.remote, self.name, self.limited = world, remote, str(remote), list(limited)
+        self.program = virtual_pair.deploy(remote, PROGRAM)
+        self.directory = remote.run("d=$(mktemp -d /tmp/wander-XXXXXX); mkdir -m 700 $d/run $d/state; echo $d").stdout.strip()
+        self.mark = f"WANDER_RUNTIME_DIR={self.directory}/run"
+        self.env = {"WANDER_RUNTIME_DIR": f"{self.directory}/run", "XDG_STATE_HOME": f"{self.directory}/state",
+                    **{name: os.environ[name] for name in SANITIZERS if name in os.environ}}
+
+    def argv(self, arguments):
+        return [*self.limited, self.program, *map(str, arguments)]
+
+    def run(self, *arguments, seconds=20):
+        return self.remote.run(self.argv(arguments), seconds=seconds, check=False, env=self.env)
+
+    def start(self, arguments):
+        log = f"{self.directory}/{self.world.count()}-{arguments[0]}.log"
+        process = self.remote.start(self.argv(arguments), log=log, env=self.env)
+        self.world.processes.append(process)
+        return process
+
+    def until_said(self, process, text, seconds):
+        """Waits until a program has said something; a Failure if it ends before."""
+        wait_until(lambda: text in process.output() or not process.running(), seconds, f"'{text}' from {process.argv[1]}")
+        expect(text in process.output(), f"expected '{shlex.join(process.argv)}' on {self.name} to say '{text}' and go on; it "
+                                         f"exited with {process.code()} and said: {process.output().strip()}")
+
+    def lab(self, name="guest", memory="96M", vcpus=1, workload="touch=64M,hot=16M,rate=2000"):
+        process = self.start(["lab", "--name", name, "--memory", memory, "--vcpus", vcpus, "--workload", workload,
+                              "--accel", "kvm"])
+        self.until_said(process, "runs here", 60)
+        if "hot=" in workload:
+            wait_until(lambda: self.written(name), 30, f"guest '{name}' to write pages")
+        return process
+
+    def receive(self, *options, scheme="rdma", family="4"):
+        """A receiver on the link; its process, with the `uri` to move to."""
+        address = self.remote.link_address(family)
+        uri = f"{scheme}://{f'[{address}]' if family == '6' else address}:{next(PORTS)}"
+        receiver = self.start(["receive", "--listen", uri, "--insecure", *options])
+        self.until_said(receiver, "listening", 15)
+        receiver.uri = uri
+        return receiver
+
+    def start_migrate(self, guest, uri, *options):
+        report = f"{self.directory}/{self.world.count()}-report.json"
+        return RemoteMigration(self.start(["migrate", guest, uri, "--json", report, *options]), report)
+
+    def guests(self):
+        """Names of the control sockets here that somebody holds."""
+        shown = self.remote.run(["cat", "/proc/net/unix"]).stdout
+        return sorted(set(re.findall(rf"(?m) {self.directory}/run/(\S+)\.sock$", shown)))
+
+    def pids(self):
+        """Every process of wander on this host."""
+        done = self.remote.run(f"for d in $(grep -lzsxF {self.mark} /proc/[0-9]*/environ); do p=${{d#/proc/}}; p=${{p%/environ}}; "
+                               f'case $(readlink /proc/$p/exe) in {self.program}) echo $p ;; esac; done', check=False)
+        return list(map(int, done.stdout.split()))
+
+    def kill(self, pids, number):
+        if pids:
+            self.remote.run(["kill", f"-{int(number)}", *pids], check=False)
+
+    def resources(self):
+        """RDMA resources that programs hold, such as 'qp of wander (17)', and how often."""
+        text = self.remote.run("".join(f"echo {kind} $(rdma -j resource show {kind});" for kind in RESOURCES)).stdout
+        found = {}
+        for line in text.splitlines():
+            kind, _, entries = line.partition(" ")
+            for entry in json.loads(entries or "[]"):
+                if "pid" in entry:
+                    label = f"{kind} of {entry.get('comm')} ({entry['pid']})"
+                    found[label] = found.get(label, 0) + 1
+        return found
+
+    def without_resources(self, seconds=10):
+        left = {}
+
+        def none():
+            left.clear()
+            left.update(self.resources())
+            return not left
+
+        try:
+            wait_until(none, seconds, "no RDMA resource")
+        except Failure:
+            raise Failure(f"expected no queue pair, completion queue, memory registration or protection domain to be left on "
+                          f"{self.name}; after {seconds} s there are {left}") from None
+
+    def end(self):
+        """Ends all of this world here."""
+        kill = f"for i in 1 2 3 4 5 6 7 8 9 10; do p=$(grep -lzsxF {self.mark} /proc/[0-9]*/environ) || break; " \
+               'for d in $p; do d=${d#/proc/}; kill -KILL ${d%/environ} 2>/dev/null; done; sleep 0.2; done; ' \
+               f"rm -rf {self.directory}"
+        self.remote.run(kill, seconds=30)
+
+
+class RemoteWorld:
+    """Both hosts for one case; `limited` ({"a": words, …}) is for RemoteHost."""
+
+    def __init__(self, limited=None):
+        self.hosts, self.processes, self.counter = {}, [], 0
+        try:
+            found = virtual_pair.hosts()
+        except virtual_pair.NoHosts as reason:
+            raise Skip(str(reason)) from None
+        for remote in found:
+            self.hosts[str(remote)] = RemoteHost(self, remote, (limited or {}).get(str(remote), ()))
+
+    def host(self, name):
+        return self.hosts[name]
+
+    def count(self):
+        self.counter += 1
+        return self.counter
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        found = None
+        if not error or isinstance(error, Exception):
+            found = self.look_at_logs(show=isinstance(error, Exception) and not isinstance(error, Skip))
+        for host in self.hosts.values():
+            host.end()
+        if found and not error:
+            raise Failure(f"expected no sanitizer to report anything; one did: {found}")
+
+    def look_at_logs(self, show):
+        """Shows what everybody said, when asked to; what a sanitizer reported."""
+        found = None
+        for process in self.processes:
+            text = process.output().strip()
+            if show and text:
+                print(f"--- {process.host}: {shlex.join(process.argv)}\n{text[-2000:]}", flush=True)
+            match = FOUND.search(text)
+            found = found or match and f"{shlex.join(process.argv)}: {text[match.start():][:1500]}"
+        return found
+
+
+class Link:
+    """The link between the hosts, mended at the end."""
+
+    def __init__(self, world):
+        self.hosts = world.hosts.values()
+        self.devices = {host.name: host.remote.run("cat /sys/class/infiniband/*/ports/1/gid_attrs/ndevs/0").stdout.split()[0]
+                        for host in self.hosts}
+        self.addresses = {host.name: [host.remote.link_address(family) for family in FAMILIES] for host in self.hosts}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.up()
+        self.shape(None)
+
+    def shape(self, text):
+        """Delay, loss and rate in both directions, such as 'loss=1%'; None for none."""
+        for host in self.hosts:
+            host.remote.run(shaping.command(self.devices[host.name], shaping.parse(text)))
+
+    def down(self, host):
+        host.remote.run(["ip", "link", "set", self.devices[host.name], "down"])
+
+    def up(self):
+        """Both ends up, with their addresses, which may have gone with the link."""
+        for host in self.hosts:
+            device, (_, ipv6) = self.devices[host.name], self.addresses[host.name]
+            host.remote.run(f"ip link set {device} up; ip -6 address replace {ipv6}/64 dev {device} nodad")
+        for host in self.hosts:
+            others = [address for name, found in self.addresses.items() if name != host.name for address in found]
+            for address in others:
+                wait_until(lambda: host.remote.run(["ping", "-c1", "-W1", address], check=False).returncode == 0, 15,
+                           f"{host.name} to reach {address} again")
+            wait_until(lambda: "ACTIVE" in host.remote.run("cat /sys/class/infiniband/*/ports/1/state").stdout, 15,
+                       f"the RDMA port of {host.name} to be active")
+
+
+class RemoteDisturbed(outcomes.Disturbed):
+    """As outcomes.Disturbed, on two hosts."""
+
+    def sessions(self):
+        return [pid for pid in self.destination.pids() if pid != self.receiver.pid]
