@@ -175,11 +175,14 @@ static bool next_answer(struct destination *d, struct rdma_message *m)
         m->type = MESSAGE_FENCED;
         m->fence = d->fences[d->fences_told++ % OUTBOX_FENCES].id;
     } else if ((piece = inbox_next_reply(d->lane))) {
-        m->type =
-            atomic_load(&piece->state) == INBOX_READY ? MESSAGE_REGISTERED : MESSAGE_DEREGISTERED;
+        bool gone = atomic_load(&piece->state) == INBOX_GONE;
+
+        m->type = gone ? MESSAGE_DEREGISTERED : MESSAGE_REGISTERED;
         m->piece = piece->id;
         m->address = piece->address;
         m->key = piece->remote_key;
+        if (gone)
+            atomic_store(&piece->state, INBOX_FREE);
     } else {
         return false;
     }
