@@ -245,6 +245,7 @@ void devices_load(struct devices *d, const struct devices_state *state, bool mov
     d->state = *state;
     if (moved) {
         d->state.moves++;
+        d->state.account.gap_ns = 0; /* of an earlier move: this one's is yet to be measured */
         d->state.clock_offset =
             (int64_t)((uint64_t)state->clock_offset - (uint64_t)clock_offset_ns);
     }

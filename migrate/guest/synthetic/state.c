@@ -215,6 +215,7 @@ static void apply(struct synthetic *g, const struct state *s, int64_t clock_offs
     g->gap_pending = s->last_seen != 0;
     g->account = s->account;
     g->account.moves++;
+    g->account.gap_ns = 0; /* of an earlier move: this one's is yet to be measured */
     for (unsigned i = 0; i < g->vcpu_count; i++)
         atomic_store_explicit(&g->vcpus[i].written, s->written[i], memory_order_relaxed);
 }
