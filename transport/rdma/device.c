@@ -105,8 +105,8 @@ void device_read(struct rdma_cm_id *id, struct transport_device *out)
 static bool tells_of_trouble(const char *name)
 {
     static const char *const parts[] = {
-        "err",  "retr", "rnr", "seq",     "dup",  "drop",
-        "disc", "cnp",  "ecn", "timeout", "wait", "pause",
+        "_err", "error", "retr", "rnr",     "seq",  "dup",   "drop",
+        "disc", "cnp",   "ecn",  "timeout", "wait", "pause",
     };
 
     for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++)
