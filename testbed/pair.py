@@ -90,6 +90,35 @@ def run_program(body, parser, name):
 # --- the hosts
 
 
+class Machine:
+    """The machine that virtual hosts run on: how much of it was taken by others since this was made."""
+
+    MUCH = 0.1
+
+    def __init__(self, pids):
+        self.pids = pids
+        self.began = self.look()
+
+    def look(self):
+        fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+        idle = fields[3] + fields[4]
+        ours = sum(hosts.cpu_seconds(pid) for pid in self.pids) * os.sysconf("SC_CLK_TCK")
+        return sum(fields), sum(fields) - idle - ours
+
+    def others(self):
+        """Share of its CPUs."""
+        everything, taken = (now - before for now, before in zip(self.look(), self.began, strict=True))
+        return max(0.0, taken / everything) if everything else 0.0
+
+    def warning(self):
+        """None, or what to hold of the times."""
+        share = self.others()
+        if share < self.MUCH:
+            return None
+        return (f"Other programs took {share:.0%} of the CPUs of the machine that the virtual hosts run on: the times "
+                f"are disturbed. Measure again when it is idle.")
+
+
 @contextlib.contextmanager
 def virtual_hosts(state, link):
     """The pair in `state`, booted if it is not up, and as it was before once this is over."""
@@ -108,21 +137,21 @@ def virtual_hosts(state, link):
             before = found.read()["settings"]["link"]
             stack.callback(found.shape, before)
             found.shape(shaping.parse(link))
-        yield remote.virtual(state)
+        yield remote.virtual(state), Machine([host["pid"] for host in found.status().values()])
 
 
 @contextlib.contextmanager
 def open_pair(options):
-    """(End, End) of the hosts that the options name, ready for moves; leaves nothing on them."""
+    """((End, End), Machine or None) of the hosts that the options name, ready for moves; leaves nothing on them."""
     with contextlib.ExitStack() as stack:
         if options.hosts:
-            both = tuple(remote.Remote(host) for host in options.hosts)
+            both, machine = tuple(remote.Remote(host) for host in options.hosts), None
         else:
-            both = stack.enter_context(virtual_hosts(options.state, getattr(options, "link", None)))
+            both, machine = stack.enter_context(virtual_hosts(options.state, getattr(options, "link", None)))
         addresses = options.addresses.split(",") if options.addresses else (None, None)
         names = "ab" if not options.hosts else options.hosts
         yield tuple(End(stack.enter_context(host), name, options.program, address)
-                    for host, name, address in zip(both, names, addresses, strict=True))
+                    for host, name, address in zip(both, names, addresses, strict=True)), machine
 
 
 class End:
@@ -291,6 +320,14 @@ def facts_of(end, moves):
     if "rdma" in facts:
         facts["rdma"]["kind"] = end.device_kind(facts["rdma"]["device"])
     return facts
+
+
+def warn(machine):
+    """What disturbed the measurement, if it is known; None or the sentence, which it prints."""
+    said = machine.warning() if machine else None
+    if said:
+        print(f"\n{said}")
+    return said
 
 
 def save(path, document):
