@@ -67,7 +67,8 @@ def report(total_ms, downtime_ms=10.0, device=True, **more):
               "pinned_peak_bytes": 4 * MIB, "counters": {"rcvd_rnr_err": {"before": 1, "after": 3}}}
     parts = dict.fromkeys(rdma_goals.DOWNTIME_PARTS, 1.0)
     return {"total_ms": total_ms, "setup_ms": 100.0, "downtime_ms": downtime_ms, "downtime": parts,
-            "guest_gap_ms": None, "rounds": [{"bytes": 4 * MIB, "ms": total_ms - 100}], "guest_bytes": 1 << 28, "wire_bytes": 1 << 28,
+            "guest_gap_ms": None, "rounds": [{"bytes": 4 * MIB, "ms": total_ms - 100}],
+            "guest_bytes": 1 << 28, "wire_bytes": 1 << 28,
             "goodput_bytes_per_s": None, "source_cpu_s": 0.5, "destination_cpu_s": None,
             "rdma": {**counts, "destination": None} if device else None, **more}
 
