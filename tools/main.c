@@ -2,6 +2,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #include "tools/commands.h"
 
@@ -42,6 +43,8 @@ int main(int argc, char **argv)
     const struct cli_command *command;
 
     signal(SIGPIPE, SIG_IGN);
+    /* A session is started through /proc/self/exe and would be called "exe" in ps and top. */
+    prctl(PR_SET_NAME, "wander");
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc < 2)
         return show_usage(stderr, EXIT_CODE_USAGE);
