@@ -126,7 +126,8 @@ static int bind_all(struct rdma *r, const struct address *peer, uint64_t deadlin
             error_clear(err);
             return error_set(err, ETIMEDOUT,
                              "%u of %u lanes reached %s port %u; see whether a firewall stops "
-                             "RDMA (RoCE v2: UDP port 4791)",
+                             "RDMA (RoCE v2: UDP port 4791); soft-RoCE whose link was down "
+                             "may have to be deleted and added again (`rdma link`)",
                              bound, r->params.lanes, peer->host, peer->port);
         }
         if (result < 0)

@@ -183,8 +183,16 @@ void rdma_lane_close(struct rdma_lane *lane)
     lane->state = LANE_UNBOUND;
 }
 
+/* A connection also ends without the peer's doing, when the link of this host goes down. */
 static int closed_by_peer(const struct rdma_lane *lane, struct error *err)
 {
+    struct ibv_context *verbs = lane->id->verbs;
+    const char *state = device_port_state(verbs, lane->id->port_num);
+
+    if (strcmp(state, "active") != 0)
+        return error_set(err, ENETDOWN,
+                         "lane %u was lost: the port of %s is %s; see `rdma link` and `ip link`",
+                         lane->index, ibv_get_device_name(verbs->device), state);
     return error_set(err, ECONNRESET, "lane %u closed by peer", lane->index);
 }
 
