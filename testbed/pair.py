@@ -1,6 +1,7 @@
 """Two hosts for measurements, real or virtual, with a wander of their own on each; fresh guests that are moved between
 them; and what that cost the whole of both hosts. Nothing here depends on the hosts being virtual."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -42,17 +43,16 @@ def add_options(parser):
     parser.add_argument("--program", default=hosts.PROGRAM, metavar="FILE", help="the wander to copy to both "
                         "(default: %(default)s)")
     parser.add_argument("--lanes", type=number, metavar="N", help="default: wander's")
-    parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="repeats that do not count "
+    parser.add_argument("--warm-up", type=lambda text: number(text, 0), default=1, metavar="N", help="repeats that do not count "
                         "(default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the report of every move there")
 
 
-def number(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+def number(text, least=1):
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of {least} or more")
+    return int(text)
 
 
 def check_options(parser, options):
