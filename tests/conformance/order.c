@@ -247,6 +247,34 @@ static void *watch_stats(void *context)
     return NULL;
 }
 
+/* Without a fence behind them: nothing but their own number makes them complete. */
+CONFORMS(order, a_batch_of_any_size_completes)
+{
+    enum { MOST = 256 };
+    static const unsigned sizes[] = {1, 16, 31, 32, 33, 63, 64, 64, 64, 65, 127, 128, 129, MOST};
+    struct transfer transfers[MOST];
+    unsigned counters[MOST] = {0}, posted = 0;
+    struct memory memory;
+    struct ends e;
+
+    ends_connected(&e, *setup, 1);
+    memory_make(&memory, 1, MOST * 2 * PAGE);
+    memory_open(&e, &memory);
+    for (unsigned i = 0; i < MOST; i++)
+        transfers[i] = place(&memory, (uint64_t)i * 2 * PAGE, PAGE, &counters[i]);
+    post_all(&e, transfers, MOST);
+    settle(&e, 1);
+    posted = MOST;
+    for (unsigned i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        post_all(&e, transfers, sizes[i]);
+        posted += sizes[i];
+        reap_until(&e, posted);
+        settle(&e, i + 2);
+    }
+    ends_close(&e);
+    memory_free(&memory);
+}
+
 CONFORMS(order, stats_are_exact_and_never_shrink)
 {
     enum { CHUNKS = 24, ROUNDS = 3 };
