@@ -15,12 +15,12 @@ from pathlib import Path
 
 import hosts
 import remote
+from comparison import CPU_KINDS
 from hosts import Failure, expect
 from virtual import instance, shaping
 from virtual.packages import Trouble
 
 GUEST = "measured"
-CPU_KINDS = ("user", "system", "interrupts")
 # The guest's process is the last thing of a move to end: it lets go of its memory.
 END_SECONDS = 30
 # What sysfs says of the RDMA device $1: "virtual" without a bus below it, then the driver.
@@ -43,8 +43,8 @@ def add_options(parser):
     parser.add_argument("--program", default=hosts.PROGRAM, metavar="FILE", help="the wander to copy to both "
                         "(default: %(default)s)")
     parser.add_argument("--lanes", type=number, metavar="N", help="default: wander's")
-    parser.add_argument("--warm-up", type=lambda text: number(text, 0), default=1, metavar="N", help="repeats that do not count "
-                        "(default: %(default)s)")
+    parser.add_argument("--warm-up", type=lambda text: number(text, 0), default=1, metavar="N",
+                        help="repeats that do not count (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the report of every move there")
 
@@ -150,15 +150,18 @@ def open_pair(options):
             both, machine = stack.enter_context(virtual_hosts(options.state, getattr(options, "link", None)))
         addresses = options.addresses.split(",") if options.addresses else (None, None)
         names = "ab" if not options.hosts else options.hosts
-        yield tuple(End(stack.enter_context(host), name, options.program, address)
-                    for host, name, address in zip(both, names, addresses, strict=True)), machine
+        ends = tuple(End(stack.enter_context(host), name, options.program, address)
+                     for host, name, address in zip(both, names, addresses, strict=True))
+        for end, pid in zip(ends, machine.pids if machine else ()):
+            end.pid = pid
+        yield ends, machine
 
 
 class End:
     """One of the two hosts."""
 
     def __init__(self, host, name, program, address=None):
-        self.host, self.name = host, name
+        self.host, self.name, self.pid = host, name, None
         self.address = address or host.link_address()
         base = host.directory()
         self.program = host.deploy(program, f"{base}/wander")
@@ -190,11 +193,13 @@ class End:
         return self.host.run("[ -r /dev/kvm ] && [ -w /dev/kvm ]", check=False).returncode == 0
 
     def cpu(self):
-        """{kind: seconds} of the whole host since its boot, guests included, whoever it is charged to."""
+        """{kind: seconds} of the whole host since its boot, guests included, whoever it is charged to. Of a virtual one,
+        "machine" is what its machine gave it for that: the host itself counts time in which others had the CPU, too."""
+        machine = {"machine": hosts.cpu_seconds(self.pid)} if self.pid else {}
         ticks, line = self.host.run("getconf CLK_TCK 2>/dev/null || echo 100; head -n1 /proc/stat").stdout.splitlines()
         user, nice, system, _idle, _iowait, irq, softirq = map(int, line.split()[1:8])
-        return {kind: value / int(ticks)
-                for kind, value in zip(CPU_KINDS, (user + nice, system, irq + softirq), strict=True)}
+        return {**{kind: value / int(ticks)
+                   for kind, value in zip(CPU_KINDS, (user + nice, system, irq + softirq), strict=True)}, **machine}
 
     def facts(self):
         cpus, kind, memory = self.host.run(HOST_FACTS).stdout.split()

@@ -5,7 +5,7 @@ import re
 import statistics
 
 import comparison
-from comparison import GIB, MIB, paired_ratio, plain, spread, summary
+from comparison import CPU_KINDS, GIB, MIB, paired_ratio, plain, spread, summary
 from hosts import Failure, expect
 
 # What it is, the goal, and whether that must be reached or kept to.
@@ -17,7 +17,6 @@ GOALS = {
     "downtime": ("downtime of the idle guest, ms", 40, "at most"),
 }
 MOVES = ("write", "chunk", "read", "tcp")
-CPU_KINDS = ("user", "system", "interrupts")
 REGISTERED = {
     "all": "Touched memory, merged within 64 MiB, and the messages of each lane.",
     "chunk": "A chunk at a time, below the pin limit, and the messages of each lane.",
@@ -90,10 +89,9 @@ def show_goals(judged):
     print("\n".join(comparison.columns(rows)))
 
 
-def cpu_per_gib(result, kind=None):
+def cpu_per_gib(result, kinds=CPU_KINDS, sides=("source", "destination")):
     gib = (result["bytes"] if "bytes" in result else result["report"]["guest_bytes"]) / GIB
-    return sum(seconds for side in result["host_cpu"].values() for what, seconds in side.items()
-               if kind in (None, what)) / gib
+    return sum(result["host_cpu"][side][kind] for side in sides for kind in kinds) / gib
 
 
 def show_speeds(results):
@@ -101,11 +99,23 @@ def show_speeds(results):
     rows = [["", "MiB/s", "with set-up", "CPU of both hosts, s/GiB", *CPU_KINDS]]
     for name, entries in results.items():
         setup = [entry["setup_bytes_per_s"] / MIB for entry in entries if "setup_bytes_per_s" in entry]
-        cpu = [statistics.median(cpu_per_gib(entry, kind) for entry in entries) for kind in CPU_KINDS]
+        cpu = [statistics.median(cpu_per_gib(entry, [kind]) for entry in entries) for kind in CPU_KINDS]
         rows.append([name, spread(summary([speed(entry) / MIB for entry in entries])),
                      spread(summary(setup)) if setup else "",
                      spread(summary([cpu_per_gib(entry) for entry in entries])), *map(plain, cpu)])
     print("\n".join(comparison.columns(rows)))
+
+
+def show_machine(results):
+    """Virtual hosts: CPU that their machine gave each, whatever else it did. The host that needs more sets the pace."""
+    rows = [["machine's CPU, s/GiB", "source", "destination", "at that pace, MiB/s"]]
+    for name, entries in results.items():
+        if all("machine" in side for entry in entries for side in entry["host_cpu"].values()):
+            cpu = [statistics.median(cpu_per_gib(entry, ["machine"], [side]) for entry in entries)
+                   for side in ("source", "destination")]
+            rows.append([name, *map(plain, cpu), plain(GIB / MIB / max(cpu)) if max(cpu) else "-"])
+    if len(rows) > 1:
+        print("\n".join(comparison.columns(rows)))
 
 
 def middle(reports, look):
@@ -175,6 +185,7 @@ def show_counts(results):
 
 
 def show(judged, results):
-    for part, what in ((show_goals, judged), (show_speeds, results), (show_parts, results), (show_counts, results)):
+    show_goals(judged)
+    for part in (show_speeds, show_machine, show_parts, show_counts):
         print()
-        part(what)
+        part(results)
