@@ -227,15 +227,25 @@ class Remote:
                 self.shell = Shell(self.ssh(self.destination))
             return subprocess.CompletedProcess(shown, *self.shell.run(line, seconds * SLOW))
         except TimeoutError:
-            shell = self.drop_shell()
             # Whether the host answers at all shows here.
-            self.call(f"kill -KILL -- -{shell.group}; rm -rf {shell.directory}", 5, stdin=subprocess.DEVNULL)
+            self.kill_shell()
             raise Failure(f"expected '{shown}' on {self} to end within {seconds * SLOW:g} s; it hung, and was "
                           f"killed") from None
         except (ConnectionError, ValueError):
             self.drop_shell()
             raise Failure(f"{self} cannot be reached by ssh any more: the connection ended while '{shown}' was to run "
                           f"there") from None
+        except BaseException:
+            # Interrupted: the next command would take the answer to this one for its own.
+            with contextlib.suppress(Failure):
+                self.kill_shell()
+            raise
+
+    def kill_shell(self):
+        """Ends the shell with what runs in it."""
+        shell = self.drop_shell()
+        if shell:
+            self.call(f"kill -KILL -- -{shell.group}; rm -rf {shell.directory}", 5, stdin=subprocess.DEVNULL)
 
     def drop_shell(self):
         shell, self.shell = self.shell, None
