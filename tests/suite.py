@@ -15,11 +15,14 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS.parent / "testbed"))
+sys.path[:0] = [str(TESTS.parent / "testbed"), str(TESTS / "e2e")]
 
-from hosts import kvm_reason, seed_from  # noqa: E402
+import virtual_pair  # noqa: E402
+from hosts import Failure, kvm_reason, seed_from  # noqa: E402
 
 QUICK_LIMIT, FULL_LIMIT = 240, 3600  # s, for one e2e program
+ON_HOSTS = "hosts_*"  # programs that need two hosts; in a sanitizer's build only some of them, and only in that build
+SANITIZED, SANITIZED_ON_HOSTS = "address", ("hosts_moves", "hosts_soak")
 GRACE = 30  # s, for it to clean up
 SKIPPED = 77
 
@@ -97,22 +100,66 @@ def count_ctest(build, case, count):
         print(f"{output[-6000:]}\nFAIL {name}", flush=True)
 
 
-def e2e_programs():
-    return sorted(path for path in (TESTS / "e2e").iterdir() if path.is_file() and os.access(path, os.X_OK))
+class SharedHosts:
+    """One pair of virtual hosts for all tests that need two hosts: booted before the first of them, ended with the suite,
+    however it ends."""
+
+    def __init__(self):
+        self.state, self.told = None, {}
+
+    def environment(self):
+        """What tells a program where the hosts are, or why there are none."""
+        if self.state and not virtual_pair.answers(self.state):
+            print("the virtual hosts do not answer any more: booting others", flush=True)
+            self.end()
+        if not self.told:
+            self.boot()
+        return self.told
+
+    def boot(self):
+        began = time.monotonic()
+        try:
+            self.state = virtual_pair.boot(os.getpid())
+            self.told = {virtual_pair.HOSTS: str(self.state)}
+            print(f"two virtual hosts are up after {time.monotonic() - began:.1f} s", flush=True)
+        except virtual_pair.NoHosts as reason:
+            self.told = {virtual_pair.WHY_SKIP: str(reason)}
+        except Failure as failure:
+            self.told = {virtual_pair.WHY_FAIL: str(failure)}
+
+    def end(self):
+        if self.state:
+            virtual_pair.end(self.state)
+        self.state, self.told = None, {}
 
 
-def run_e2e(build, directory, options, accel, count):
+def on_hosts(program):
+    return fnmatch.fnmatch(program.name, ON_HOSTS)
+
+
+def e2e_programs(build):
+    """Those for a build; what needs hosts comes last, because others should not be measured beside them."""
+    found = sorted((path for path in (TESTS / "e2e").iterdir() if path.is_file() and os.access(path, os.X_OK)),
+                   key=lambda path: (on_hosts(path), path))
+    if build == "plain":
+        return found
+    return [path for path in found if path.suffix == ".py" and
+            (not on_hosts(path) or build == SANITIZED and path.stem in SANITIZED_ON_HOSTS)]
+
+
+def run_e2e(build, directory, options, accel, shared, count):
     environment = {**os.environ, "WANDER": f"{directory}/wander", "WANDER_BUILD": directory, "WANDER_ACCEL": accel,
                    "WANDER_SEED": str(options.seed), "WANDER_SLOW": "1" if build == "plain" else "4",
                    "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0",
                    "TSAN_OPTIONS": f"halt_on_error=1 suppressions={TESTS / 'tsan-suppressions'}",
                    "UBSAN_OPTIONS": "print_stacktrace=1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-    for program in e2e_programs():
+    for program in e2e_programs(build):
         name = f"{build}/e2e/{program.stem}"
-        uses_wander = program.suffix == ".py"
-        if wanted(name, options.filters) and (build == "plain" or uses_wander):
-            arguments = ["--full"] if options.full and uses_wander else []
-            run_program(name, [str(program), *arguments], environment, FULL_LIMIT if options.full else QUICK_LIMIT, count)
+        if wanted(name, options.filters):
+            arguments = ["--full"] if options.full and program.suffix == ".py" else []
+            told = shared.environment() if on_hosts(program) else {}
+            run_program(name, [str(program), *arguments], {**environment, **told},
+                        FULL_LIMIT if options.full else QUICK_LIMIT, count)
 
 
 def end_in_time(process, limit):
@@ -184,7 +231,11 @@ def main():
     for build, directory in (text.split("=", 1) for text in options.build):
         run_ctest(build, directory, options, count)
         accel = "synthetic" if reason or build != "plain" else "kvm"
-        run_e2e(build, directory, options, accel, count)
+        shared = SharedHosts()
+        try:
+            run_e2e(build, directory, options, accel, shared, count)
+        finally:
+            shared.end()
     sys.exit(summarise(count, options.seed))
 
 

@@ -1,6 +1,7 @@
 """A World whose hosts are reached by ssh: what tests of two hosts share. Guests, receivers and migrations as in hosts.py, RDMA
 resources counted, the link between the hosts disturbed and mended. A world leaves nothing behind on the hosts."""
 
+import ipaddress
 import itertools
 import json
 import os
@@ -14,10 +15,15 @@ from hosts import PROGRAM, Failure, expect, wait_until
 from virtual import shaping
 
 PORTS = itertools.count(7100)
-RESOURCES = ("qp", "cq", "mr", "pd", "cm_id", "ctx")
+# Not "ctx": librdmacm keeps the device open as long as the process lives.
+RESOURCES = ("qp", "cq", "mr", "pd", "cm_id")
 FAMILIES = ("4", "6")
 SANITIZERS = ("ASAN_OPTIONS", "LSAN_OPTIONS", "UBSAN_OPTIONS")
 FOUND = re.compile(r"ERROR: (Address|Leak)Sanitizer|runtime error:")
+def gid_of(address):
+    """The GID that stands for an address, as sysfs writes it."""
+    found = ipaddress.ip_address(address)
+    return ipaddress.IPv6Address(f"::ffff:{address}" if found.version == 4 else address).exploded
 
 
 class RemoteMigration:
@@ -84,9 +90,12 @@ class RemoteHost(hosts.Host):
         return RemoteMigration(self.start(["migrate", guest, uri, "--json", report, *options]), report)
 
     def guests(self):
-        """Names of the control sockets here that somebody holds."""
-        shown = self.remote.run(["cat", "/proc/net/unix"]).stdout
-        return sorted(set(re.findall(rf"(?m) {self.directory}/run/(\S+)\.sock$", shown)))
+        """Names of the control sockets here that somebody holds. The kernel knows them by their inode only: they are bound by a
+        path through a file descriptor."""
+        shown = self.remote.run(f"stat -c '%i %n' {self.directory}/run/*.sock 2>/dev/null; ss -xleH").stdout
+        held = set(re.findall(r"<-> ino:(\d+)", shown))
+        sockets = re.findall(rf"(?m)^(\d+) {self.directory}/run/(\S+)\.sock$", shown)
+        return sorted(name for inode, name in sockets if inode in held)
 
     def pids(self):
         """Every process of wander on this host."""
@@ -126,7 +135,8 @@ class RemoteHost(hosts.Host):
 
     def end(self):
         """Ends all of this world here."""
-        kill = f"for i in 1 2 3 4 5 6 7 8 9 10; do p=$(grep -lzsxF {self.mark} /proc/[0-9]*/environ) || break; " \
+        # grep's exit code says nothing here: processes end while it looks.
+        kill = f"for i in 1 2 3 4 5 6 7 8 9 10; do p=$(grep -lzsxF {self.mark} /proc/[0-9]*/environ); [ -n \"$p\" ] || break; " \
                'for d in $p; do d=${d#/proc/}; kill -KILL ${d%/environ} 2>/dev/null; done; sleep 0.2; done; ' \
                f"rm -rf {self.directory}"
         self.remote.run(kill, seconds=30)
@@ -136,7 +146,7 @@ class RemoteWorld:
     """Both hosts for one case; `limited` ({"a": words, …}) is for RemoteHost."""
 
     def __init__(self, limited=None):
-        self.hosts, self.processes, self.counter = {}, [], 0
+        self.hosts, self.processes, self.counter, self.disturbed_link = {}, [], 0, None
         try:
             found = virtual_pair.hosts()
         except virtual_pair.NoHosts as reason:
@@ -151,6 +161,11 @@ class RemoteWorld:
         self.counter += 1
         return self.counter
 
+    def link(self):
+        """The link, to disturb it."""
+        self.disturbed_link = self.disturbed_link or Link(list(self.hosts.values()))
+        return self.disturbed_link
+
     def __enter__(self):
         return self
 
@@ -160,6 +175,8 @@ class RemoteWorld:
             found = self.look_at_logs(show=isinstance(error, Exception) and not isinstance(error, Skip))
         for host in self.hosts.values():
             host.end()
+        if self.disturbed_link:
+            self.disturbed_link.restore()
         if found and not error:
             raise Failure(f"expected no sanitizer to report anything; one did: {found}")
 
@@ -176,20 +193,13 @@ class RemoteWorld:
 
 
 class Link:
-    """The link between the hosts, mended at the end."""
+    """The link between the hosts. What disturbs it is undone when the world ends."""
 
-    def __init__(self, world):
-        self.hosts = world.hosts.values()
+    def __init__(self, found):
+        self.hosts = found
         self.devices = {host.name: host.remote.run("cat /sys/class/infiniband/*/ports/1/gid_attrs/ndevs/0").stdout.split()[0]
-                        for host in self.hosts}
-        self.addresses = {host.name: [host.remote.link_address(family) for family in FAMILIES] for host in self.hosts}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.up()
-        self.shape(None)
+                        for host in found}
+        self.addresses = {host.name: [host.remote.link_address(family) for family in FAMILIES] for host in found}
 
     def shape(self, text):
         """Delay, loss and rate in both directions, such as 'loss=1%'; None for none."""
@@ -209,8 +219,28 @@ class Link:
             for address in others:
                 wait_until(lambda: host.remote.run(["ping", "-c1", "-W1", address], check=False).returncode == 0, 15,
                            f"{host.name} to reach {address} again")
-            wait_until(lambda: "ACTIVE" in host.remote.run("cat /sys/class/infiniband/*/ports/1/state").stdout, 15,
-                       f"the RDMA port of {host.name} to be active")
+
+    def mend(self, host):
+        """Makes soft-RoCE of a host usable again after the link was down there: the queue pair that connections are made through
+        fails for good when it sends meanwhile (seen with Linux 6.12), and then only a new device helps. False if programs have
+        the broken one open: Linux would wait for their end."""
+        if "type GSI state ERR" in host.remote.run("rdma resource show qp").stdout:
+            if host.remote.run("rdma resource show ctx").stdout.strip():
+                return False
+            host.remote.run(f"rdma link delete rxe0; rdma link add rxe0 type rxe netdev {self.devices[host.name]}")
+        wait_until(lambda: self.complete(host), 15, f"the RDMA port of {host.name} to be active, with all its addresses")
+        return True
+
+    def complete(self, host):
+        seen = host.remote.run("cat /sys/class/infiniband/*/ports/1/state /sys/class/infiniband/*/ports/1/gids/[0-9]").stdout
+        return "ACTIVE" in seen and all(gid_of(address) in seen for address in self.addresses[host.name])
+
+    def restore(self):
+        self.shape(None)
+        self.up()
+        for host in self.hosts:
+            expect(self.mend(host), f"expected nobody to use the RDMA device of {host.name} any more; there are "
+                                    f"{host.remote.run('rdma resource show ctx').stdout}")
 
 
 class RemoteDisturbed(outcomes.Disturbed):

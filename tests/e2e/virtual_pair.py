@@ -4,6 +4,7 @@ one's own. Programs are copied there once, however many tests use them."""
 import atexit
 import functools
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -38,8 +39,9 @@ def run_tool(state, *arguments, seconds=150):
         raise Failure(f"expected '{shlex.join(argv)}' to end within {seconds} s; it hung") from None
 
 
-def boot(state, until_pid):
-    """Boots a pair, which ends when that process does, and fetches what that needs. NoHosts when this machine lacks it."""
+def boot(until_pid):
+    """Boots a pair, which ends when that process does, and fetches what that needs; its state directory. NoHosts when this
+    machine lacks something."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     for tool, package in TOOLS.items():
         if not shutil.which(tool, path=path):
@@ -48,9 +50,18 @@ def boot(state, until_pid):
         image.get(lambda text: print(f"hosts: {text}", flush=True))
     except (Trouble, OSError) as trouble:
         raise NoHosts(f"the image of the virtual hosts could not be made: {' '.join(str(trouble).split())}") from None
+    state = tempfile.mkdtemp(prefix="wander-hosts-")
     done = run_tool(state, "up", "--until-pid", until_pid)
     if done.returncode:
+        shutil.rmtree(state, ignore_errors=True)
         raise Failure(f"expected the virtual hosts to boot; {(done.stdout + done.stderr).strip()}")
+    return state
+
+
+def answers(state):
+    """Whether both hosts still do."""
+    found = json.loads(run_tool(state, "status", "--json").stdout or "{}")
+    return bool(found) and all(host.get("answers") for host in found.values())
 
 
 def end(state):
@@ -59,11 +70,9 @@ def end(state):
 
 def own_state():
     """Hosts of this process alone."""
-    state = Path(tempfile.mkdtemp(prefix="wander-hosts-"))
-    atexit.register(shutil.rmtree, state, ignore_errors=True)
-    boot(state / "hosts", os.getpid())
-    atexit.register(end, state / "hosts")
-    return state / "hosts"
+    state = boot(os.getpid())
+    atexit.register(end, state)
+    return state
 
 
 def state_directory():
