@@ -1,6 +1,7 @@
 """A World whose hosts are reached by ssh: what tests of two hosts share. Guests, receivers and migrations as in hosts.py, RDMA
 resources counted, the link between the hosts disturbed and mended. A world leaves nothing behind on the hosts."""
 
+import collections
 import ipaddress
 import itertools
 import json
@@ -18,12 +19,26 @@ PORTS = itertools.count(7100)
 # Not "ctx": librdmacm keeps the device open as long as the process lives.
 RESOURCES = ("qp", "cq", "mr", "pd", "cm_id")
 FAMILIES = ("4", "6")
+KERNEL = "ib_core"  # has some for itself
 SANITIZERS = ("ASAN_OPTIONS", "LSAN_OPTIONS", "UBSAN_OPTIONS")
+LOGS = 4  # of the first and of the last programs that were started are shown
 FOUND = re.compile(r"ERROR: (Address|Leak)Sanitizer|runtime error:")
 def gid_of(address):
     """The GID that stands for an address, as sysfs writes it."""
     found = ipaddress.ip_address(address)
     return ipaddress.IPv6Address(f"::ffff:{address}" if found.version == 4 else address).exploded
+
+
+def resources(remote):
+    """RDMA resources that programs hold on a host, such as 'qp of wander (17)', and how many."""
+    text = remote.run("".join(f"echo {kind} $(rdma -j resource show {kind});" for kind in RESOURCES)).stdout
+    found = collections.Counter()
+    for line in text.splitlines():
+        kind, _, entries = line.partition(" ")
+        for entry in json.loads(entries or "[]"):
+            if entry.get("comm") != KERNEL:
+                found[f"{kind} of {entry.get('comm')} ({entry.get('pid')})"] += 1
+    return dict(found)
 
 
 class RemoteMigration:
@@ -107,24 +122,12 @@ class RemoteHost(hosts.Host):
         if pids:
             self.remote.run(["kill", f"-{int(number)}", *pids], check=False)
 
-    def resources(self):
-        """RDMA resources that programs hold, such as 'qp of wander (17)', and how often."""
-        text = self.remote.run("".join(f"echo {kind} $(rdma -j resource show {kind});" for kind in RESOURCES)).stdout
-        found = {}
-        for line in text.splitlines():
-            kind, _, entries = line.partition(" ")
-            for entry in json.loads(entries or "[]"):
-                if "pid" in entry:
-                    label = f"{kind} of {entry.get('comm')} ({entry['pid']})"
-                    found[label] = found.get(label, 0) + 1
-        return found
-
     def without_resources(self, seconds=10):
         left = {}
 
         def none():
             left.clear()
-            left.update(self.resources())
+            left.update(resources(self.remote))
             return not left
 
         try:
@@ -183,9 +186,9 @@ class RemoteWorld:
     def look_at_logs(self, show):
         """Shows what everybody said, when asked to; what a sanitizer reported."""
         found = None
-        for process in self.processes:
+        for number, process in enumerate(self.processes, 1):
             text = process.output().strip()
-            if show and text:
+            if show and text and (number <= LOGS or number > len(self.processes) - LOGS):
                 print(f"--- {process.host}: {shlex.join(process.argv)}\n{text[-2000:]}", flush=True)
             match = FOUND.search(text)
             found = found or match and f"{shlex.join(process.argv)}: {text[match.start():][:1500]}"

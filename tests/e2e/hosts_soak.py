@@ -1,0 +1,86 @@
+#!/usr/bin/python3
+"""Twenty migrations of one guest that are cancelled in the middle of a round, and one that completes: RDMA resources, memory,
+descriptors and threads of the source's process do not grow, nor do the listener's; and a guest that goes to and fro."""
+
+import itertools
+
+from cases import run_cases
+from hosts import EXIT_FAILED, expect, wait_until
+from outcomes import GUEST
+from remote_world import RemoteWorld
+
+ATTEMPTS, WARM_UP, HOPS, HOPS_FULL = 20, 8, 3, 20
+SMALL = {"memory": "56M", "workload": "touch=40M,hot=8M,rate=1000"}
+RSS_GROWTH = 1024  # KiB in all, from the eighth attempt on: by then each way has been tried twice
+WAYS = list(itertools.product(("write", "read"), ("all", "chunk")))
+
+
+def options(way):
+    return ["--rdma-op", way[0], "--rdma-register", way[1], "--lanes", 4, "--downtime-limit", "1s", "--throttle", "auto"]
+
+
+def held(host, pid):
+    """What a process holds: resident memory in KiB, descriptors, threads."""
+    text = host.remote.run(f"grep -E '^(VmRSS|Threads):' /proc/{pid}/status; ls /proc/{pid}/fd | wc -l").stdout.split()
+    return {"rss_kib": int(text[1]), "threads": int(text[4]), "descriptors": int(text[5])}
+
+
+def cancelled(source, destination, receiver, way):
+    """One migration that is cancelled while it is in its first round."""
+    migration = source.start_migrate(GUEST, receiver.uri, *options(way), "--max-bandwidth", "4M")
+    wait_until(lambda: "round 0" in migration.output() or not migration.running(), 30, "the first round to begin")
+    source.must("cancel", GUEST)
+    code = migration.wait(15)
+    expect(code == EXIT_FAILED and "cancel" in migration.output(), f"expected a cancelled migration; it exited with {code} and "
+                                                                   f"said {migration.output()}")
+    wait_until(lambda: destination.pids() == [receiver.pid], 15, "the session at the destination to end")
+    for host in (source, destination):
+        host.without_resources()
+
+
+def cancelled_again_and_again(context):
+    with RemoteWorld() as world:
+        source, destination = world.host("a"), world.host("b")
+        receiver, lab = destination.receive(), source.lab(GUEST, **SMALL)
+        watched = {"source": (source, lab.pid), "listener": (destination, receiver.pid)}
+        history = []
+        for number, way in zip(range(ATTEMPTS), itertools.cycle(WAYS)):
+            cancelled(source, destination, receiver, way)
+            history.append({name: held(*at) for name, at in watched.items()})
+        for name in watched:
+            for key in ("rss_kib", "descriptors", "threads"):
+                values = [seen[name][key] for seen in history]
+                print(f"{name}, {key} after each of {ATTEMPTS}: {' '.join(map(str, values))}", flush=True)
+                allowed = RSS_GROWTH if key == "rss_kib" else 0
+                first, last = max(values[:WARM_UP]), values[-1]
+                expect(last <= first + allowed, f"expected the {name}'s {key} to grow by {allowed} at most after the first "
+                                                f"{WARM_UP}; it went from {first} to {last}: {values}")
+        report = source.migrate(GUEST, receiver.uri, *options(WAYS[0]))
+        destination.check(GUEST)
+        expect(lab.wait(20) == 0, f"expected the source's process to end with 0; it ended with {lab.code()}")
+        print(f"then it moved, in {report['total_ms'] / 1e3:.1f} s", flush=True)
+
+
+def to_and_fro(context):
+    """Receivers that stay take one guest after the other."""
+    with RemoteWorld() as world:
+        hosts = [world.host("a"), world.host("b")]
+        receivers = {host: host.receive() for host in hosts}
+        hosts[0].lab(GUEST, **SMALL)
+        history = []
+        hops = HOPS_FULL if context.full else HOPS
+        for number, way in zip(range(hops), itertools.cycle(WAYS)):
+            here, there = hosts[number % 2], hosts[(number + 1) % 2]
+            here.migrate(GUEST, receivers[there].uri, *options(way))
+            wait_until(lambda: GUEST not in here.guests(), 20, "the source to be gone")
+            there.check(GUEST)
+            for host in hosts:
+                host.without_resources()
+            history.append([held(host, receivers[host].pid)["descriptors"] for host in hosts])
+        print(f"descriptors of the two listeners after each of {hops} moves: {history}", flush=True)
+        # A listener has a descriptor for a session whose guest runs there.
+        expect(history[-1] == history[(hops - 1) % 2], f"expected listeners that keep nothing of a session; got {history}")
+        expect(there.check(GUEST)["moves"] == hops, f"expected {hops} moves; got {there.workload(GUEST)}")
+
+
+run_cases(__doc__, {"cancelled again and again": cancelled_again_and_again, "to and fro": to_and_fro})
