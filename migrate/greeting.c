@@ -285,6 +285,6 @@ int source_greet(struct migration *m, struct error *err)
     if (!result)
         result = announce_extents(m, err);
     if (!result)
-        result = transport_connect(m->transport, &lanes, SOURCE_CONNECT_MS, err);
+        result = transport_connect(m->transport, &lanes, SOURCE_LANES_MS, err);
     return result;
 }

@@ -13,7 +13,7 @@
 #include "transport/base/clock.h"
 #include "transport/base/wire.h"
 
-enum { LANES_MS = 10000, GUEST_MS = 10000 };
+enum { LANES_MS = 12000, GUEST_MS = 10000 };
 
 int destination_next_message(struct incoming *in, uint64_t deadline, struct message *out,
                              struct error *err)
@@ -130,8 +130,8 @@ void destination_judge(struct incoming *in, struct guest_description *d, struct 
             "'%s' is no name for a guest (letters, digits, '.', '_' and '-'); use --name here",
             d->name);
     else if (in->options.name_check)
-        in->options.name_check(in->options.name_context, d->name,
-                               in->hello.intent == HELLO_NEW, reasons);
+        in->options.name_check(in->options.name_context, d->name, in->hello.intent == HELLO_NEW,
+                               reasons);
     if (in->hello.lanes == 0)
         reasons_add(reasons, "a migration needs at least one lane");
     for (uint32_t i = 0; i < d->region_count; i++)

@@ -23,6 +23,7 @@
 
 enum {
     SOURCE_CONNECT_MS = 5000,
+    SOURCE_LANES_MS = 10000, /* the connection manager of RDMA repeats itself after 4 s and more */
     SOURCE_REPLY_MS = 10000, /* for an answer that takes the destination work */
     SOURCE_HISTORY = 64,     /* rounds the policy looks back on */
 };

@@ -10,30 +10,30 @@
 TestSuite(rdma_message, .timeout = 60);
 
 static const struct rdma_message samples[] = {
-    {.type = MESSAGE_CREDIT, .credits = 8},
-    {.type = MESSAGE_CREDIT, .credits = UINT16_MAX},
-    {.type = MESSAGE_REGISTER,
+    {.type = RDMA_CREDIT, .credits = 8},
+    {.type = RDMA_CREDIT, .credits = UINT16_MAX},
+    {.type = RDMA_REGISTER,
      .credits = 1,
      .piece = 7,
      .region = 3,
      .offset = 1 << 20,
      .length = 1ull << 36},
-    {.type = MESSAGE_REGISTER,
+    {.type = RDMA_REGISTER,
      .piece = RDMA_MAX_PIECES - 1,
      .region = UINT32_MAX,
      .offset = UINT64_MAX - 1,
      .length = 1},
-    {.type = MESSAGE_REGISTERED, .piece = 9, .address = UINT64_MAX, .key = UINT32_MAX},
-    {.type = MESSAGE_DEREGISTER, .credits = 2, .piece = 0},
-    {.type = MESSAGE_DEREGISTERED, .piece = RDMA_MAX_PIECES - 1},
-    {.type = MESSAGE_PUBLISH, .count = 1},
-    {.type = MESSAGE_PUBLISH, .credits = 3, .count = RDMA_MAX_RUNS},
-    {.type = MESSAGE_PULLED, .count = 1},
-    {.type = MESSAGE_PULLED, .count = UINT32_MAX},
-    {.type = MESSAGE_BLOB, .byte_count = 1},
-    {.type = MESSAGE_BLOB, .credits = 4, .byte_count = TRANSPORT_MAX_BLOB},
-    {.type = MESSAGE_FENCE, .fence = UINT64_MAX},
-    {.type = MESSAGE_FENCED, .fence = 0},
+    {.type = RDMA_REGISTERED, .piece = 9, .address = UINT64_MAX, .key = UINT32_MAX},
+    {.type = RDMA_DEREGISTER, .credits = 2, .piece = 0},
+    {.type = RDMA_DEREGISTERED, .piece = RDMA_MAX_PIECES - 1},
+    {.type = RDMA_PUBLISH, .count = 1},
+    {.type = RDMA_PUBLISH, .credits = 3, .count = RDMA_MAX_RUNS},
+    {.type = RDMA_PULLED, .count = 1},
+    {.type = RDMA_PULLED, .count = UINT32_MAX},
+    {.type = RDMA_BLOB, .byte_count = 1},
+    {.type = RDMA_BLOB, .credits = 4, .byte_count = TRANSPORT_MAX_BLOB},
+    {.type = RDMA_FENCE, .fence = UINT64_MAX},
+    {.type = RDMA_FENCED, .fence = 0},
 };
 
 static const struct rdma_run sample_run = {5, 0xabcdef01, 1ull << 40, 0x7f0000001000, 12288};
@@ -44,12 +44,12 @@ static size_t encode(const struct rdma_message *m, uint8_t *out)
     size_t size = rdma_message_encode(m, out);
 
     cr_expect_leq(size, (size_t)RDMA_TO_SOURCE_SIZE);
-    if (m->type == MESSAGE_PUBLISH) {
+    if (m->type == RDMA_PUBLISH) {
         for (uint32_t i = 0; i < m->count; i++)
             rdma_run_encode(&sample_run, out + size + (size_t)i * RDMA_RUN_SIZE);
         return size + (size_t)m->count * RDMA_RUN_SIZE;
     }
-    if (m->type != MESSAGE_BLOB)
+    if (m->type != RDMA_BLOB)
         return size;
     memset(out + size, 0x5a, m->byte_count);
     return size + m->byte_count;
@@ -72,7 +72,7 @@ static void expect_same(const struct rdma_message *want, const struct rdma_messa
               (unsigned long long)got->offset, (unsigned long long)got->length,
               (unsigned long long)got->address, got->key, (unsigned long long)got->fence,
               got->count, got->byte_count);
-    if (want->type == MESSAGE_BLOB || want->type == MESSAGE_PUBLISH)
+    if (want->type == RDMA_BLOB || want->type == RDMA_PUBLISH)
         cr_expect_eq(got->bytes, in + RDMA_HEADER_SIZE, "%s: its payload is elsewhere", name);
     else
         cr_expect_null(got->bytes, "%s has a payload", name);
@@ -99,13 +99,13 @@ Test(rdma_message, the_format_stays)
     static const uint8_t registers[] = {2,    0, 5, 1, 24, 0, 0, 0, 7,    0, 0, 0, 3, 0, 0, 0,
                                         0x10, 0, 0, 0, 0,  0, 0, 1, 0x20, 0, 0, 0, 0, 0, 0, 2};
     static const uint8_t blob[] = {8, 0, 1, 0, 0x34, 0x12, 0, 0};
-    const struct rdma_message m = {.type = MESSAGE_REGISTER,
+    const struct rdma_message m = {.type = RDMA_REGISTER,
                                    .credits = 0x105,
                                    .piece = 7,
                                    .region = 3,
                                    .offset = 0x0100000000000010,
                                    .length = 0x0200000000000020};
-    const struct rdma_message b = {.type = MESSAGE_BLOB, .credits = 1, .byte_count = 0x1234};
+    const struct rdma_message b = {.type = RDMA_BLOB, .credits = 1, .byte_count = 0x1234};
     uint8_t bytes[RDMA_TO_SOURCE_SIZE];
 
     cr_assert_eq(rdma_message_encode(&m, bytes), sizeof registers);
@@ -116,10 +116,10 @@ Test(rdma_message, the_format_stays)
 
 Test(rdma_message, names)
 {
-    cr_expect_str_eq(rdma_message_name(MESSAGE_CREDIT), "CREDIT");
-    cr_expect_str_eq(rdma_message_name(MESSAGE_FENCED), "FENCED");
-    cr_expect_str_eq(rdma_message_name((enum message_type)0), "?");
-    cr_expect_str_eq(rdma_message_name((enum message_type)(MESSAGE_FENCED + 1)), "?");
+    cr_expect_str_eq(rdma_message_name(RDMA_CREDIT), "CREDIT");
+    cr_expect_str_eq(rdma_message_name(RDMA_FENCED), "FENCED");
+    cr_expect_str_eq(rdma_message_name((enum rdma_message_type)0), "?");
+    cr_expect_str_eq(rdma_message_name((enum rdma_message_type)(RDMA_FENCED + 1)), "?");
 }
 
 /* Exactly `size` bytes on the heap, so that a sanitizer sees a read beyond them. */
@@ -131,7 +131,7 @@ static int decode_exact(const uint8_t *bytes, size_t size, struct rdma_message *
 
     memcpy(copy, bytes, size);
     result = rdma_message_decode(copy, size, m, err);
-    for (uint32_t i = 0; !result && m->type == MESSAGE_PUBLISH && i < m->count; i++) {
+    for (uint32_t i = 0; !result && m->type == RDMA_PUBLISH && i < m->count; i++) {
         const uint8_t *at = (const uint8_t *)m->bytes + (size_t)i * RDMA_RUN_SIZE;
         struct rdma_run run;
         struct error run_error = {0};
@@ -139,7 +139,7 @@ static int decode_exact(const uint8_t *bytes, size_t size, struct rdma_message *
         cr_assert(at + RDMA_RUN_SIZE <= copy + size, "run %u lies outside", i);
         rdma_run_decode(at, &run, &run_error);
     }
-    if (!result && m->type == MESSAGE_BLOB)
+    if (!result && m->type == RDMA_BLOB)
         cr_assert((const uint8_t *)m->bytes + m->byte_count == copy + size, "a blob lies outside");
     free(copy);
     return result;
@@ -154,15 +154,14 @@ static void expect_sound(const char *what, size_t at, int result, const struct r
                   what, at, -EPROTO, result, err->text);
         return;
     }
-    cr_expect(m->type >= MESSAGE_CREDIT && m->type <= MESSAGE_FENCED &&
-                  m->piece < RDMA_MAX_PIECES && m->offset <= UINT64_MAX - m->length &&
-                  m->byte_count <= TRANSPORT_MAX_BLOB,
+    cr_expect(m->type >= RDMA_CREDIT && m->type <= RDMA_FENCED && m->piece < RDMA_MAX_PIECES &&
+                  m->offset <= UINT64_MAX - m->length && m->byte_count <= TRANSPORT_MAX_BLOB,
               "%s, byte %zu: decoded to type %d piece %u bytes %u", what, at, (int)m->type,
               m->piece, m->byte_count);
-    cr_expect(m->type != MESSAGE_REGISTER || m->length);
-    cr_expect(m->type != MESSAGE_PULLED || m->count);
-    cr_expect(m->type != MESSAGE_PUBLISH || (m->count && m->count <= RDMA_MAX_RUNS));
-    cr_expect(m->type != MESSAGE_BLOB || m->byte_count);
+    cr_expect(m->type != RDMA_REGISTER || m->length);
+    cr_expect(m->type != RDMA_PULLED || m->count);
+    cr_expect(m->type != RDMA_PUBLISH || (m->count && m->count <= RDMA_MAX_RUNS));
+    cr_expect(m->type != RDMA_BLOB || m->byte_count);
 }
 
 Test(rdma_message, no_changed_byte_does_harm)
@@ -232,27 +231,27 @@ Test(rdma_message, what_no_wander_sends)
         uint64_t words[3];
         int expected;
     } cases[] = {
-        {"a register", MESSAGE_REGISTER, 0, 24, {1, 0, 1}, 0},
+        {"a register", RDMA_REGISTER, 0, 24, {1, 0, 1}, 0},
         {"type 0", 0, 0, 0, {0}, -EPROTO},
-        {"an unknown type", MESSAGE_FENCED + 1, 0, 8, {0}, -EPROTO},
+        {"an unknown type", RDMA_FENCED + 1, 0, 8, {0}, -EPROTO},
         {"type 255", 255, 0, 8, {0}, -EPROTO},
-        {"a reserved field in use", MESSAGE_FENCE, 1, 8, {0}, -EPROTO},
-        {"a credit with a payload", MESSAGE_CREDIT, 0, 1, {0}, -EPROTO},
-        {"a register of nothing", MESSAGE_REGISTER, 0, 24, {1, 0, 0}, -EPROTO},
-        {"a register that overflows", MESSAGE_REGISTER, 0, 24, {1, UINT64_MAX, 1}, -EPROTO},
-        {"a register just below", MESSAGE_REGISTER, 0, 24, {1, UINT64_MAX, 0}, -EPROTO},
-        {"a piece too high", MESSAGE_REGISTER, 0, 24, {RDMA_MAX_PIECES, 0, 1}, -EPROTO},
-        {"the same, registered", MESSAGE_REGISTERED, 0, 16, {RDMA_MAX_PIECES, 0}, -EPROTO},
-        {"the same, to deregister", MESSAGE_DEREGISTER, 0, 4, {RDMA_MAX_PIECES}, -EPROTO},
-        {"the same, deregistered", MESSAGE_DEREGISTERED, 0, 4, {UINT32_MAX}, -EPROTO},
-        {"no runs", MESSAGE_PUBLISH, 0, 0, {0}, -EPROTO},
-        {"half a run", MESSAGE_PUBLISH, 0, 48, {0}, -EPROTO},
-        {"most runs", MESSAGE_PUBLISH, 0, RDMA_MAX_RUNS * RDMA_RUN_SIZE, {0}, 0},
-        {"too many runs", MESSAGE_PUBLISH, 0, (RDMA_MAX_RUNS + 1) * RDMA_RUN_SIZE, {0}, -EPROTO},
-        {"nothing pulled", MESSAGE_PULLED, 0, 4, {0}, -EPROTO},
-        {"an empty blob", MESSAGE_BLOB, 0, 0, {0}, -EPROTO},
-        {"a blob too large", MESSAGE_BLOB, 0, TRANSPORT_MAX_BLOB + 1, {0}, -EPROTO},
-        {"a fence with more", MESSAGE_FENCE, 0, 16, {0}, -EPROTO},
+        {"a reserved field in use", RDMA_FENCE, 1, 8, {0}, -EPROTO},
+        {"a credit with a payload", RDMA_CREDIT, 0, 1, {0}, -EPROTO},
+        {"a register of nothing", RDMA_REGISTER, 0, 24, {1, 0, 0}, -EPROTO},
+        {"a register that overflows", RDMA_REGISTER, 0, 24, {1, UINT64_MAX, 1}, -EPROTO},
+        {"a register just below", RDMA_REGISTER, 0, 24, {1, UINT64_MAX, 0}, -EPROTO},
+        {"a piece too high", RDMA_REGISTER, 0, 24, {RDMA_MAX_PIECES, 0, 1}, -EPROTO},
+        {"the same, registered", RDMA_REGISTERED, 0, 16, {RDMA_MAX_PIECES, 0}, -EPROTO},
+        {"the same, to deregister", RDMA_DEREGISTER, 0, 4, {RDMA_MAX_PIECES}, -EPROTO},
+        {"the same, deregistered", RDMA_DEREGISTERED, 0, 4, {UINT32_MAX}, -EPROTO},
+        {"no runs", RDMA_PUBLISH, 0, 0, {0}, -EPROTO},
+        {"half a run", RDMA_PUBLISH, 0, 48, {0}, -EPROTO},
+        {"most runs", RDMA_PUBLISH, 0, RDMA_MAX_RUNS * RDMA_RUN_SIZE, {0}, 0},
+        {"too many runs", RDMA_PUBLISH, 0, (RDMA_MAX_RUNS + 1) * RDMA_RUN_SIZE, {0}, -EPROTO},
+        {"nothing pulled", RDMA_PULLED, 0, 4, {0}, -EPROTO},
+        {"an empty blob", RDMA_BLOB, 0, 0, {0}, -EPROTO},
+        {"a blob too large", RDMA_BLOB, 0, TRANSPORT_MAX_BLOB + 1, {0}, -EPROTO},
+        {"a fence with more", RDMA_FENCE, 0, 16, {0}, -EPROTO},
     };
     static uint8_t bytes[RDMA_TO_DESTINATION_SIZE + RDMA_RUN_SIZE];
 
@@ -311,15 +310,13 @@ static const struct rdma_binding binding = {.token = "0123456789abcde",
                                             .lanes = 4,
                                             .operation = TRANSPORT_READ,
                                             .registration = TRANSPORT_REGISTER_CHUNK,
-                                            .receives = 16,
-                                            .pin_limit = 1ull << 40};
+                                            .receives = 16};
 
 static bool bindings_equal(const struct rdma_binding *a, const struct rdma_binding *b)
 {
     return !memcmp(a->token, b->token, sizeof a->token) && a->epoch == b->epoch &&
            a->lane == b->lane && a->lanes == b->lanes && a->operation == b->operation &&
-           a->registration == b->registration && a->receives == b->receives &&
-           a->pin_limit == b->pin_limit;
+           a->registration == b->registration && a->receives == b->receives;
 }
 
 Test(rdma_message, a_binding_survives_padding_and_nothing_shorter)
@@ -382,19 +379,19 @@ Test(rdma_message, answers)
         int expected;
         enum rdma_refusal refusal;
     } cases[] = {
-        {"accepted", {RDMA_ACCEPTED, 16, 1ull << 33}, -1, 0, RDMA_ACCEPTED},
-        {"accepted, no receives", {RDMA_ACCEPTED, 0, 0}, -1, -EPROTO, RDMA_ACCEPTED},
-        {"another version", {RDMA_REFUSED_VERSION, 0, 0}, -1, 0, RDMA_REFUSED_VERSION},
-        {"a stranger", {RDMA_REFUSED_STRANGER, 0, 0}, -1, 0, RDMA_REFUSED_STRANGER},
-        {"a lane", {RDMA_REFUSED_LANE, 0, 0}, -1, 0, RDMA_REFUSED_LANE},
-        {"a mismatch", {RDMA_REFUSED_MISMATCH, 0, 0}, -1, 0, RDMA_REFUSED_MISMATCH},
-        {"trouble", {RDMA_REFUSED_TROUBLE, 0, 0}, -1, 0, RDMA_REFUSED_TROUBLE},
-        {"unknown", {RDMA_REFUSED_TROUBLE + 1, 0, 0}, -1, -EPROTO, RDMA_ACCEPTED},
-        {"another magic", {RDMA_ACCEPTED, 16, 0}, 0, -EPROTO, RDMA_ACCEPTED},
-        {"a later one accepts", {RDMA_ACCEPTED, 16, 0}, 4, 0, RDMA_REFUSED_VERSION},
-        {"a later one refuses", {RDMA_REFUSED_LANE, 0, 0}, 5, 0, RDMA_REFUSED_VERSION},
-        {"a reserved field in use", {RDMA_ACCEPTED, 16, 0}, 11, -EPROTO, RDMA_ACCEPTED},
-        {"another one", {RDMA_ACCEPTED, 16, 0}, 12, -EPROTO, RDMA_ACCEPTED},
+        {"accepted", {RDMA_ACCEPTED, 16, 7, 1ull << 33}, -1, 0, RDMA_ACCEPTED},
+        {"accepted, too few receives", {RDMA_ACCEPTED, 1, 7, 0}, -1, -EPROTO, RDMA_ACCEPTED},
+        {"accepted, no pieces", {RDMA_ACCEPTED, 16, 0, 0}, -1, -EPROTO, RDMA_ACCEPTED},
+        {"another version", {RDMA_REFUSED_VERSION, 0, 0, 0}, -1, 0, RDMA_REFUSED_VERSION},
+        {"a stranger", {RDMA_REFUSED_STRANGER, 0, 0, 0}, -1, 0, RDMA_REFUSED_STRANGER},
+        {"a lane", {RDMA_REFUSED_LANE, 0, 0, 0}, -1, 0, RDMA_REFUSED_LANE},
+        {"a mismatch", {RDMA_REFUSED_MISMATCH, 0, 0, 0}, -1, 0, RDMA_REFUSED_MISMATCH},
+        {"trouble", {RDMA_REFUSED_TROUBLE, 0, 0, 0}, -1, 0, RDMA_REFUSED_TROUBLE},
+        {"unknown", {RDMA_REFUSED_TROUBLE + 1, 0, 0, 0}, -1, -EPROTO, RDMA_ACCEPTED},
+        {"another magic", {RDMA_ACCEPTED, 16, 7, 0}, 0, -EPROTO, RDMA_ACCEPTED},
+        {"a later one accepts", {RDMA_ACCEPTED, 16, 7, 0}, 4, 0, RDMA_REFUSED_VERSION},
+        {"a later one refuses", {RDMA_REFUSED_LANE, 0, 0, 0}, 5, 0, RDMA_REFUSED_VERSION},
+        {"a reserved field in use", {RDMA_ACCEPTED, 16, 7, 0}, 11, -EPROTO, RDMA_ACCEPTED},
     };
 
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -414,14 +411,15 @@ Test(rdma_message, answers)
                      (int)cases[i].refusal, (int)got.refusal);
         if (cases[i].flip < 0)
             cr_expect(got.receives == cases[i].answer.receives &&
-                          got.pin_limit == cases[i].answer.pin_limit,
+                          got.most_pieces == cases[i].answer.most_pieces &&
+                          got.piece_limit == cases[i].answer.piece_limit,
                       "%s: decoded to other values", cases[i].what);
     }
 }
 
 Test(rdma_message, cut_answers)
 {
-    const struct rdma_answer answer = {RDMA_ACCEPTED, 16, 5};
+    const struct rdma_answer answer = {RDMA_ACCEPTED, 16, 7, 5};
     uint8_t bytes[RDMA_ANSWER_SIZE];
     struct rdma_answer got;
 

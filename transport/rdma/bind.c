@@ -18,12 +18,12 @@ int rdma_bind_event(struct rdma *r, uint64_t deadline, struct rdma_cm_event **ev
 
         if (result < 0)
             return result;
+        if (clock_now() >= deadline)
+            return error_set(err, ETIMEDOUT, "timed out");
         if (rdma_get_cm_event(r->listening, event) == 0)
             return 0;
         if (errno != EAGAIN && errno != EINTR)
             return error_set_errno(err, errno, "cannot wait for lanes");
-        if (clock_now() >= deadline)
-            return error_set(err, ETIMEDOUT, "timed out");
         if (poll(fds, 2, clock_ms_until(deadline)) < 0 && errno != EINTR)
             return error_set_errno(err, errno, "cannot wait for lanes");
     }
@@ -35,7 +35,9 @@ int rdma_bind_finish(struct rdma *r, struct error *err)
 
     for (unsigned i = 0; i < r->params.lanes && !result; i++)
         result = rdma_lane_bound(&r->lanes[i], err);
-    rdma_bind_close(r);
+    /* Otherwise some lanes still have their events there. */
+    if (!result)
+        rdma_bind_close(r);
     return result;
 }
 

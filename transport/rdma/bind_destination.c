@@ -67,10 +67,13 @@ static bool none_bound(const struct rdma *r)
 static int lane_accept(struct rdma_lane *lane, const struct rdma_conn_param *with,
                        struct error *err)
 {
-    struct rdma_answer answer = {.receives = (uint16_t)rdma_lane_receives(false)};
+    struct rdma_answer answer = {
+        .receives = (uint16_t)rdma_lane_receives(false),
+        .most_pieces = rdma_most_pieces(lane->rdma),
+    };
     uint8_t bytes[RDMA_ANSWER_SIZE];
     struct rdma_conn_param connection;
-    int result = rdma_piece_limit(&lane->rdma->params, false, &answer.pin_limit, err);
+    int result = rdma_piece_limit(&lane->rdma->params, false, &answer.piece_limit, err);
 
     rdma_answer_encode(&answer, bytes);
     if (!result)
@@ -96,46 +99,48 @@ static void turn_away(struct rdma_cm_id *id, enum rdma_refusal why)
     rdma_reject(id, bytes, sizeof bytes);
 }
 
-/* Returns the id when nobody wants it: it can be destroyed once its event is acknowledged. */
-static struct rdma_cm_id *take_request(struct rdma *r, const struct rdma_cm_event *event)
+/* *unwanted: the id, when nobody wants it: it can be destroyed once its event is acknowledged. An
+ * error is of this end: the lane was the right one, and could not be made. */
+static int take_request(struct rdma *r, const struct rdma_cm_event *event,
+                        struct rdma_cm_id **unwanted, struct error *err)
 {
     const struct rdma_conn_param *with = &event->param.conn;
     bool first = none_bound(r);
     struct rdma_binding b;
     struct rdma_lane *lane;
-    struct error err = {0};
     enum rdma_refusal refusal = rdma_binding_decode(with->private_data, with->private_data_len, &b);
 
     if (refusal == RDMA_ACCEPTED)
         refusal = judge(r, &b, first);
     if (refusal != RDMA_ACCEPTED) {
         turn_away(event->id, refusal);
-        return event->id;
+        *unwanted = event->id;
+        return 0;
     }
     lane = &r->lanes[b.lane];
     lane->state = LANE_CONNECTING;
     r->params.operation = b.operation;
     r->params.registration = b.registration;
     rdma_lane_set_options(r, event->id);
-    if (rdma_lane_prepare(lane, event->id, false, &err) == 0 &&
-        lane_accept(lane, with, &err) == 0) {
+    if (rdma_lane_prepare(lane, event->id, false, err) == 0 && lane_accept(lane, with, err) == 0) {
         mailbox_set_credits(&lane->mail, b.receives);
-        return NULL;
+        return 0;
     }
-    log_line(LOG_WARNING, "rdma: %s", err.text);
     turn_away(event->id, RDMA_REFUSED_TROUBLE);
     lane->state = LANE_LOST;
-    return NULL;
+    return -err->code;
 }
 
 /* Lanes that are lost before all are bound leave their places to others. */
-static void take_event(struct rdma *r, struct rdma_cm_event *event, unsigned *bound)
+static int take_event(struct rdma *r, struct rdma_cm_event *event, unsigned *bound,
+                      struct error *err)
 {
     struct rdma_lane *lane = event->id->context;
     struct rdma_cm_id *unwanted = NULL;
+    int result = 0;
 
     if (event->event == RDMA_CM_EVENT_CONNECT_REQUEST) {
-        unwanted = take_request(r, event);
+        result = take_request(r, event, &unwanted, err);
     } else if (lane && event->event == RDMA_CM_EVENT_ESTABLISHED) {
         lane->state = LANE_BOUND;
         ++*bound;
@@ -149,6 +154,7 @@ static void take_event(struct rdma *r, struct rdma_cm_event *event, unsigned *bo
     for (unsigned i = 0; i < r->params.lanes; i++)
         if (r->lanes[i].state == LANE_LOST)
             rdma_lane_close(&r->lanes[i]);
+    return result;
 }
 
 int rdma_bind_destination(struct rdma *r, int timeout_ms, struct error *err)
@@ -165,9 +171,10 @@ int rdma_bind_destination(struct rdma *r, int timeout_ms, struct error *err)
             return error_set(err, ETIMEDOUT, "%u of %u lanes came within %d ms", bound,
                              r->params.lanes, timeout_ms);
         }
+        if (!result)
+            result = take_event(r, event, &bound, err);
         if (result < 0)
             return result;
-        take_event(r, event, &bound);
     }
     return rdma_bind_finish(r, err);
 }

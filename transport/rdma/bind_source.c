@@ -29,10 +29,14 @@ static int lane_begin(struct rdma_lane *lane, struct sockaddr *to, int timeout_m
 {
     struct rdma *r = lane->rdma;
 
-    if (rdma_create_id(r->listening, &lane->id, lane, RDMA_PS_TCP) < 0)
+    struct rdma_cm_id *id;
+
+    if (rdma_create_id(r->listening, &id, lane, RDMA_PS_TCP) < 0)
         return error_set_errno(err, errno, "lane %u: cannot make an id", lane->index);
-    rdma_lane_set_options(r, lane->id);
-    lane->state = LANE_CONNECTING;
+    rdma_lane_set_options(r, id);
+    pthread_mutex_lock(&r->lock);
+    lane->id = id;
+    pthread_mutex_unlock(&r->lock);
     if (rdma_resolve_addr(lane->id, NULL, to, timeout_ms) < 0)
         return error_set_errno(err, errno,
                                "lane %u: no RDMA device leads to the destination; see `rdma link` "
@@ -52,7 +56,6 @@ static int lane_connect(struct rdma_lane *lane, struct error *err)
         .operation = r->params.operation,
         .registration = r->params.registration,
         .receives = (uint16_t)rdma_lane_receives(true),
-        .pin_limit = r->params.pin_limit,
     };
     uint8_t bytes[RDMA_BINDING_SIZE];
     struct rdma_conn_param connection;
@@ -68,16 +71,18 @@ static int lane_connect(struct rdma_lane *lane, struct error *err)
 }
 
 static int lane_established(struct rdma_lane *lane, const struct rdma_conn_param *with,
-                            uint64_t *pin_limit, struct error *err)
+                            struct rdma_answer *out, struct error *err)
 {
     struct rdma_answer answer;
     int result = rdma_answer_decode(with->private_data, with->private_data_len, &answer, err);
 
     if (result < 0)
         return error_prefix(err, "lane %u", lane->index);
+    if (answer.refusal != RDMA_ACCEPTED)
+        return error_set(err, ECONNREFUSED, "lane %u: %s", lane->index,
+                         rdma_refusal_text(answer.refusal));
     mailbox_set_credits(&lane->mail, answer.receives);
-    *pin_limit = answer.pin_limit;
-    lane->state = LANE_BOUND;
+    *out = answer;
     return 1;
 }
 
@@ -97,7 +102,8 @@ static int turned_away(struct rdma_lane *lane, const struct address *peer,
 
 /* Returns 1 when the lane is bound. */
 static int lane_step(struct rdma_lane *lane, const struct address *peer,
-                     const struct rdma_cm_event *event, uint64_t *pin_limit, struct error *err)
+                     const struct rdma_cm_event *event, struct rdma_answer *answer,
+                     struct error *err)
 {
     switch (event->event) {
     case RDMA_CM_EVENT_ADDR_RESOLVED:
@@ -107,14 +113,14 @@ static int lane_step(struct rdma_lane *lane, const struct address *peer,
     case RDMA_CM_EVENT_ROUTE_RESOLVED:
         return lane_connect(lane, err);
     case RDMA_CM_EVENT_ESTABLISHED:
-        return lane_established(lane, &event->param.conn, pin_limit, err);
+        return lane_established(lane, &event->param.conn, answer, err);
     default:
         return turned_away(lane, peer, event, err);
     }
 }
 
 static int bind_all(struct rdma *r, const struct address *peer, uint64_t deadline,
-                    uint64_t *pin_limit, struct error *err)
+                    struct rdma_answer *answer, struct error *err)
 {
     unsigned bound = 0;
 
@@ -132,7 +138,7 @@ static int bind_all(struct rdma *r, const struct address *peer, uint64_t deadlin
         }
         if (result < 0)
             return result;
-        result = lane_step(event->id->context, peer, event, pin_limit, err);
+        result = lane_step(event->id->context, peer, event, answer, err);
         rdma_ack_cm_event(event);
         if (result < 0)
             return result;
@@ -142,7 +148,7 @@ static int bind_all(struct rdma *r, const struct address *peer, uint64_t deadlin
 }
 
 int rdma_bind_source(struct rdma *r, const struct address *peer, int timeout_ms,
-                     uint64_t *pin_limit, struct error *err)
+                     struct rdma_answer *answer, struct error *err)
 {
     uint64_t deadline = clock_now() + (uint64_t)timeout_ms * NS_PER_MS;
     struct addrinfo *found;
@@ -156,5 +162,5 @@ int rdma_bind_source(struct rdma *r, const struct address *peer, int timeout_ms,
     for (unsigned i = 0; i < r->params.lanes && !result; i++)
         result = lane_begin(&r->lanes[i], found->ai_addr, timeout_ms, err);
     freeaddrinfo(found);
-    return result < 0 ? result : bind_all(r, peer, deadline, pin_limit, err);
+    return result < 0 ? result : bind_all(r, peer, deadline, answer, err);
 }

@@ -16,6 +16,7 @@
 #include "transport/base/interface.h"
 #include "transport/base/options.h"
 #include "transport/rdma/device.h"
+#include "transport/rdma/lane.h"
 
 enum { RESOLVE_MS = 1500 };
 
@@ -284,6 +285,8 @@ static uint64_t bytes_to_pin(const struct check *c)
 static void check_limits(struct check *c, const struct transport_device *device)
 {
     struct ibv_device_attr limits;
+    struct error err = {0};
+    uint64_t room;
     bool in_chunks = c->params->registration == TRANSPORT_REGISTER_CHUNK;
     uint64_t piece = in_chunks ? TRANSPORT_MAX_TRANSFER : LARGEST_PIECE;
     uint64_t pieces = bytes_to_pin(c) / piece + 2 * c->params->lanes;
@@ -298,6 +301,8 @@ static void check_limits(struct check *c, const struct transport_device *device)
               "chunk with an --rdma-pin-limit of at most %llu MiB",
               device->name, limits.max_mr, (unsigned long long)pieces,
               (unsigned long long)((uint64_t)limits.max_mr * TRANSPORT_MAX_TRANSFER >> 21));
+    if (rdma_piece_limit(c->params, c->end == TRANSPORT_SOURCE, &room, &err) < 0)
+        FATAL(c, "%s", err.text);
     if (c->params->operation == TRANSPORT_READ &&
         (c->end == TRANSPORT_SOURCE ? limits.max_qp_rd_atom : limits.max_qp_init_rd_atom) < 1)
         FATAL(c, "%s does not do RDMA READ: say --rdma-op write", device->name);

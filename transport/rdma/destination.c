@@ -28,7 +28,7 @@ static void on_work(void *context, const struct work *work)
 
     if (work->buffer >= 0)
         mailbox_sent(&d->lane->mail, work->buffer);
-    d->pulled += work->entries;
+    d->pulled += work->count;
 }
 
 static int completions(struct destination *d, struct error *err)
@@ -49,7 +49,12 @@ static int decode(struct destination *d, const struct rdma_message *m, struct er
 
     if (!params->decode)
         return error_set(err, EPROTO, "the peer sent a blob and there is no decoder");
-    result = params->decode(params->decode_context, m->bytes, m->byte_count, err);
+    /* After the shutdown the guest may run, and nobody writes into it any more. */
+    pthread_mutex_lock(&d->lane->applying);
+    result = latch_check(&d->rdma->latch, err);
+    if (!result)
+        result = params->decode(params->decode_context, m->bytes, m->byte_count, err);
+    pthread_mutex_unlock(&d->lane->applying);
     return result < 0 ? error_set(err, -result, "the decoder refused a blob") : 0;
 }
 
@@ -77,17 +82,17 @@ static int on_message(void *context, const struct rdma_message *m, struct error 
     struct destination *d = context;
 
     switch (m->type) {
-    case MESSAGE_CREDIT:
+    case RDMA_CREDIT:
         return 0;
-    case MESSAGE_REGISTER:
+    case RDMA_REGISTER:
         return inbox_register(d->lane, m, err);
-    case MESSAGE_DEREGISTER:
+    case RDMA_DEREGISTER:
         return inbox_deregister(d->lane, m, err);
-    case MESSAGE_BLOB:
+    case RDMA_BLOB:
         return decode(d, m, err);
-    case MESSAGE_FENCE:
+    case RDMA_FENCE:
         return set_fence(d, m->fence, err);
-    case MESSAGE_PUBLISH:
+    case RDMA_PUBLISH:
         return begin_pull(d, m, err);
     default:
         return error_set(err, EPROTO, "the source sent a %s", rdma_message_name(m->type));
@@ -116,7 +121,7 @@ static int pull(struct destination *d, struct error *err)
     work.length = bytes.length;
     d->progress += bytes.length;
     if (d->progress == run.length) {
-        work.entries = 1;
+        work.count = 1;
         d->progress = 0;
         d->next++;
     }
@@ -168,21 +173,20 @@ static bool next_answer(struct destination *d, struct rdma_message *m)
 
     *m = (struct rdma_message){0};
     if (d->told < d->pulled) {
-        m->type = MESSAGE_PULLED;
+        m->type = RDMA_PULLED;
         m->count = (uint32_t)(d->pulled - d->told);
         d->told = d->pulled;
     } else if (fence_due(d)) {
-        m->type = MESSAGE_FENCED;
+        m->type = RDMA_FENCED;
         m->fence = d->fences[d->fences_told++ % OUTBOX_FENCES].id;
     } else if ((piece = inbox_next_reply(d->lane))) {
         bool gone = atomic_load(&piece->state) == INBOX_GONE;
 
-        m->type = gone ? MESSAGE_DEREGISTERED : MESSAGE_REGISTERED;
+        m->type = gone ? RDMA_DEREGISTERED : RDMA_REGISTERED;
         m->piece = piece->id;
         m->address = piece->address;
         m->key = piece->remote_key;
-        if (gone)
-            atomic_store(&piece->state, INBOX_FREE);
+        atomic_store(&piece->state, gone ? INBOX_FREE : INBOX_READY);
     } else {
         return false;
     }
@@ -217,7 +221,7 @@ static int step(struct destination *d, struct error *err)
     if (heard >= 0 && !err->code)
         sent = answer(d, err);
     if (err->code || mailbox_give_credit(&d->lane->mail, err) < 0 ||
-        queue_pair_ring(&d->lane->queue, queue_pair_room(&d->lane->queue) > 0, err) < 0)
+        queue_pair_ring(&d->lane->queue, err) < 0)
         return -err->code;
     if (found + heard > 0)
         queue_pair_busy(&d->lane->queue);

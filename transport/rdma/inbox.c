@@ -8,7 +8,9 @@ enum { BLOCK = 1024, BLOCKS = RDMA_MAX_PIECES / BLOCK };
 struct rdma_inbox {
     pthread_mutex_t lock; /* of registrations, and of making blocks */
     uint64_t limit;
+    uint32_t most_pieces;
     atomic_uint_fast64_t bytes; /* registered, or about to be */
+    atomic_uint pieces;         /* not free */
     _Atomic(struct inbox_piece *) blocks[BLOCKS];
 };
 
@@ -24,6 +26,7 @@ int inbox_open(struct rdma *r, struct error *err)
         free(inbox);
         return result;
     }
+    inbox->most_pieces = rdma_most_pieces(r);
     pthread_mutex_init(&inbox->lock, NULL);
     r->inbox = inbox;
     return 0;
@@ -65,16 +68,20 @@ static struct inbox_piece *find_or_make(struct rdma_inbox *inbox, uint32_t id)
     return find(inbox, id);
 }
 
-/* A source whose pieces do not overlap never asks for more than the regions have. */
+/* Without a limit: twice what the regions have, because a source may register a range anew while
+ * its former piece of it is still going. */
 static uint64_t most_bytes(struct rdma *r)
 {
     uint64_t bytes = 0;
+
+    if (r->inbox->limit != UINT64_MAX)
+        return r->inbox->limit;
 
     regions_lock(&r->regions);
     for (unsigned i = 0; i < r->regions.count; i++)
         bytes += r->regions.all[i].size;
     regions_unlock(&r->regions);
-    return bytes < r->inbox->limit ? bytes : r->inbox->limit;
+    return 2 * bytes;
 }
 
 static void reply(struct inbox_piece *piece, enum inbox_state state)
@@ -141,7 +148,7 @@ static void register_piece(struct registrar_job *job)
     if (result < 0)
         rdma_fail(r, &err);
     else
-        reply(piece, INBOX_READY);
+        reply(piece, INBOX_REGISTERED);
 }
 
 static void drop_registration(struct inbox_piece *piece)
@@ -162,6 +169,7 @@ static void deregister_piece(struct registrar_job *job)
 
     drop_registration(piece);
     atomic_fetch_sub(&piece->rdma->inbox->bytes, piece->length);
+    atomic_fetch_sub(&piece->rdma->inbox->pieces, 1);
     reply(piece, INBOX_GONE);
 }
 
@@ -182,15 +190,16 @@ int inbox_register(struct rdma_lane *lane, const struct rdma_message *m, struct 
                          "%llu, more than is open here or may be pinned",
                          (unsigned long long)m->length, m->region, (unsigned long long)m->offset,
                          (unsigned long long)before);
-    *piece = (struct inbox_piece){
-        .state = INBOX_REGISTERING,
-        .id = m->piece,
-        .region = m->region,
-        .offset = m->offset,
-        .length = m->length,
-        .job.run = register_piece,
-        .rdma = r,
-    };
+    if (atomic_fetch_add(&r->inbox->pieces, 1) >= r->inbox->most_pieces)
+        return error_set(err, EPROTO, "the source asks for more than %u pieces",
+                         r->inbox->most_pieces);
+    piece->id = m->piece;
+    piece->region = m->region;
+    piece->offset = m->offset;
+    piece->length = m->length;
+    piece->job.run = register_piece;
+    piece->rdma = r;
+    atomic_store(&piece->state, INBOX_REGISTERING);
     registrar_add(&r->registrar, &piece->job);
     return 0;
 }

@@ -8,6 +8,7 @@
 enum inbox_state {
     INBOX_FREE,
     INBOX_REGISTERING,
+    INBOX_REGISTERED, /* READY once the source is told */
     INBOX_READY,
     INBOX_DEREGISTERING,
     INBOX_GONE, /* deregistered; FREE once the source has been told */
@@ -35,8 +36,8 @@ void inbox_close(struct rdma *r); /* after all threads; deregisters what is left
  * large, more than the source may have. -ENOMEM. */
 int inbox_register(struct rdma_lane *lane, const struct rdma_message *m, struct error *err);
 int inbox_deregister(struct rdma_lane *lane, const struct rdma_message *m, struct error *err);
-/* A piece of this lane that has been registered (state READY) or deregistered (GONE) since; NULL
- * when there is none. */
+/* A piece of this lane that has been registered (state REGISTERED) or deregistered (GONE) since;
+ * NULL when there is none. */
 struct inbox_piece *inbox_next_reply(struct rdma_lane *lane);
 bool inbox_has_replies(struct rdma_lane *lane);
 /* Any lane's thread: where a run of a PUBLISH lands. -EPROTO when its piece is not registered or

@@ -56,6 +56,17 @@ int rdma_piece_limit(const struct transport_params *params, bool source, uint64_
     return 0;
 }
 
+uint32_t rdma_most_pieces(const struct rdma *r)
+{
+    struct ibv_device_attr device;
+    uint32_t most;
+
+    if (ibv_query_device(r->pd->context, &device) || device.max_mr <= 0)
+        return 2 * TRANSPORT_MAX_LANES;
+    most = ((uint32_t)device.max_mr + 1) / 2;
+    return most < RDMA_MAX_PIECES ? most : RDMA_MAX_PIECES;
+}
+
 /* All lanes are on one device: what is registered once is good for all. */
 static int take_device(struct rdma *r, struct rdma_cm_id *id, struct error *err)
 {
@@ -86,7 +97,10 @@ int rdma_lane_prepare(struct rdma_lane *lane, struct rdma_cm_id *id, bool source
     pthread_mutex_lock(&r->lock);
     lane->id = id;
     id->context = lane;
-    result = take_device(r, id, err);
+    /* Under the lock: what the shutdown did not see must not come to life behind it. */
+    result = latch_check(&r->latch, err);
+    if (!result)
+        result = take_device(r, id, err);
     config.pd = r->pd;
     mail = mail_config(r, source);
     if (!result)
@@ -150,12 +164,17 @@ struct rdma_event_channel *rdma_events_open(struct error *err)
 
 int rdma_lane_bound(struct rdma_lane *lane, struct error *err)
 {
+    int result;
+
     lane->events = rdma_events_open(err);
     if (!lane->events)
         return -err->code;
-    if (rdma_migrate_id(lane->id, lane->events) < 0)
-        return error_set_errno(err, errno, "lane %u: cannot take over its events", lane->index);
-    return 0;
+    pthread_mutex_lock(&lane->rdma->lock);
+    result = rdma_migrate_id(lane->id, lane->events);
+    pthread_mutex_unlock(&lane->rdma->lock);
+    return result < 0
+               ? error_set_errno(err, errno, "lane %u: cannot take over its events", lane->index)
+               : 0;
 }
 
 void rdma_lane_end(struct rdma_lane *lane)
@@ -165,16 +184,23 @@ void rdma_lane_end(struct rdma_lane *lane)
         rdma_disconnect(lane->id);
 }
 
+void rdma_lane_close_queues(struct rdma_lane *lane)
+{
+    pthread_mutex_lock(&lane->rdma->lock);
+    queue_pair_close(&lane->queue);
+    pthread_mutex_unlock(&lane->rdma->lock);
+    mailbox_close(&lane->mail);
+}
+
 void rdma_lane_close(struct rdma_lane *lane)
 {
     struct rdma_cm_id *id;
 
+    rdma_lane_close_queues(lane);
     pthread_mutex_lock(&lane->rdma->lock);
-    queue_pair_close(&lane->queue);
     id = lane->id;
     lane->id = NULL;
     pthread_mutex_unlock(&lane->rdma->lock);
-    mailbox_close(&lane->mail);
     if (id)
         rdma_destroy_id(id);
     if (lane->events)
@@ -249,6 +275,19 @@ int rdma_lane_rest(struct rdma_lane *lane, unsigned known, bool (*wanted)(void *
     return result;
 }
 
+/* When the connection breaks, receives are flushed; why it broke, a work request knows. */
+static int receive_failed(struct rdma_lane *lane, const struct ibv_wc *completion,
+                          struct error *err)
+{
+    struct ibv_wc sent;
+
+    while (completion->status == IBV_WC_WR_FLUSH_ERR &&
+           ibv_poll_cq(lane->queue.send_cq, 1, &sent) > 0)
+        if (sent.status != IBV_WC_SUCCESS && sent.status != IBV_WC_WR_FLUSH_ERR)
+            return rdma_lane_work_failed(lane, &sent, "a work request", err);
+    return rdma_lane_work_failed(lane, completion, "receiving a message", err);
+}
+
 int rdma_lane_hear(struct rdma_lane *lane, unsigned max,
                    int (*hear)(void *context, const struct rdma_message *m, struct error *err),
                    void *context, struct error *err)
@@ -257,11 +296,16 @@ int rdma_lane_hear(struct rdma_lane *lane, unsigned max,
     unsigned fetched = max < QUEUE_PAIR_POLL ? max : QUEUE_PAIR_POLL;
     int count = ibv_poll_cq(lane->queue.receive_cq, (int)fetched, completions), result = 0;
 
+    if (count < 0)
+        return error_set(err, EIO,
+                         "lane %u: the device's completion queue cannot be read; see the "
+                         "kernel's log",
+                         lane->index);
     for (int i = 0; i < count && !result; i++) {
         struct rdma_message message;
 
         if (completions[i].status != IBV_WC_SUCCESS)
-            return rdma_lane_work_failed(lane, &completions[i], "receiving a message", err);
+            return receive_failed(lane, &completions[i], err);
         result = mailbox_take(&lane->mail, &completions[i], &message, err);
         if (!result)
             result = hear(context, &message, err);

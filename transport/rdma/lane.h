@@ -4,6 +4,7 @@
 
 #include "transport/outbox.h"
 #include "transport/rdma/mailbox.h"
+#include "transport/rdma/message.h"
 #include "transport/rdma/pieces.h"
 #include "transport/rdma/queue_pair.h"
 #include "transport/rdma/registrar.h"
@@ -25,7 +26,7 @@ struct rdma_lane {
     struct queue_pair queue;
     struct mailbox mail;
     /* Other threads leave here what the lane shall send, and wake it. */
-    pthread_mutex_t lock;
+    pthread_mutex_t lock, applying; /* applying: the destination writes into memory by itself */
     struct rdma_piece *mail_first, **mail_last; /* source: to be (de)registered by the peer */
     struct inbox_piece *replies;                /* destination: done, newest first */
     atomic_bool stuck;                          /* source: the next transfer's piece is not ready */
@@ -46,7 +47,7 @@ struct rdma {
     struct rdma_pieces *pieces;           /* source */
     struct rdma_inbox *inbox;             /* destination */
     struct transport_device device;       /* fixed parts; under lock */
-    bool described;
+    bool described, accepted;
     int stop_fd;      /* eventfd: readable from the shutdown on */
     unsigned running; /* lane threads to join */
     struct rdma_lane lanes[TRANSPORT_MAX_LANES];
@@ -72,7 +73,9 @@ int rdma_lane_connection(struct rdma_cm_id *id, const void *bytes, uint8_t size,
 int rdma_lane_bound(struct rdma_lane *lane, struct error *err);
 /* Under rdma->lock, any thread: nothing comes in or goes out any more, and the peer is told. */
 void rdma_lane_end(struct rdma_lane *lane);
-/* Frees all of it, its thread being gone; it may be bound again. */
+/* Frees what it has on the device, its thread being gone. */
+void rdma_lane_close_queues(struct rdma_lane *lane);
+/* Frees all of it; it may be bound again. */
 void rdma_lane_close(struct rdma_lane *lane);
 /* 0, or -ECONNRESET when the peer has closed the lane. */
 int rdma_lane_events(struct rdma_lane *lane, struct error *err);
@@ -89,6 +92,8 @@ int rdma_lane_rest(struct rdma_lane *lane, unsigned known, bool (*wanted)(void *
 int rdma_lane_hear(struct rdma_lane *lane, unsigned max,
                    int (*hear)(void *context, const struct rdma_message *m, struct error *err),
                    void *context, struct error *err);
+/* How many pieces may be registered at once: the device has others to serve. */
+uint32_t rdma_most_pieces(const struct rdma *r);
 /* How much memory pieces may have with REGISTER_CHUNK at this end: the pin limit without the
  * mailboxes. -EINVAL when too little is left. */
 int rdma_piece_limit(const struct transport_params *params, bool source, uint64_t *limit,
@@ -98,9 +103,9 @@ int rdma_piece_limit(const struct transport_params *params, bool source, uint64_
  * success every lane is connected and its mailbox has its credits. */
 int rdma_bind_listen(struct rdma *r, const struct address *at, uint16_t *port, struct error *err);
 int rdma_bind_destination(struct rdma *r, int timeout_ms, struct error *err);
-/* *pin_limit: what the destination leaves for pieces. */
+/* *answer: the destination's, with what it can register. */
 int rdma_bind_source(struct rdma *r, const struct address *peer, int timeout_ms,
-                     uint64_t *pin_limit, struct error *err);
+                     struct rdma_answer *answer, struct error *err);
 /* The next event while lanes bind, to be acknowledged by the caller. -ETIMEDOUT, -ESHUTDOWN. */
 int rdma_bind_event(struct rdma *r, uint64_t deadline, struct rdma_cm_event **event,
                     struct error *err);

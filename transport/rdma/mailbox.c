@@ -88,30 +88,30 @@ uint8_t *mailbox_payload(struct mailbox *m)
     return send_buffer(m, m->free[m->free_count - 1]) + RDMA_HEADER_SIZE;
 }
 
-int mailbox_send(struct mailbox *m, const struct rdma_message *message, unsigned entries,
+int mailbox_send(struct mailbox *m, const struct rdma_message *message, unsigned count,
                  struct error *err)
 {
     unsigned buffer = m->free[--m->free_count];
     uint8_t *bytes = send_buffer(m, buffer);
     struct rdma_message stamped = *message;
     struct ibv_send_wr wr = {.opcode = IBV_WR_SEND};
-    struct work work = {.entries = entries, .buffer = (int)buffer};
+    struct work work = {.count = count, .buffer = (int)buffer};
     struct ibv_sge piece = {.addr = (uintptr_t)bytes, .lkey = m->mr->lkey};
 
     stamped.credits = (uint16_t)m->owed;
     m->owed = 0;
     m->credits--;
     piece.length = (uint32_t)rdma_message_encode(&stamped, bytes);
-    if (message->type == MESSAGE_BLOB)
+    if (message->type == RDMA_BLOB)
         piece.length += message->byte_count;
-    if (message->type == MESSAGE_PUBLISH)
+    if (message->type == RDMA_PUBLISH)
         piece.length += message->count * RDMA_RUN_SIZE;
     return queue_pair_add(m->queue, &wr, &piece, &work, err);
 }
 
 int mailbox_give_credit(struct mailbox *m, struct error *err)
 {
-    const struct rdma_message credit = {.type = MESSAGE_CREDIT};
+    const struct rdma_message credit = {.type = RDMA_CREDIT};
 
     if (m->owed < m->receives / 2 || !can_send(m, 1))
         return 0;

@@ -49,9 +49,9 @@ bool mailbox_ready(const struct mailbox *m);
 /* Where the payload of the next message (BLOB, PUBLISH) is to be written, behind room for its
  * header. Needs mailbox_ready. */
 uint8_t *mailbox_payload(struct mailbox *m);
-/* Adds a message to the queue's batch; `entries` is for the work that comes back. Its payload, if
+/* Adds a message to the queue's batch; `count` comes back with its work. Its payload, if
  * it has one, is in mailbox_payload already. Needs mailbox_ready. */
-int mailbox_send(struct mailbox *m, const struct rdma_message *message, unsigned entries,
+int mailbox_send(struct mailbox *m, const struct rdma_message *message, unsigned count,
                  struct error *err);
 /* Sends a CREDIT message when it is due and possible. */
 int mailbox_give_credit(struct mailbox *m, struct error *err);

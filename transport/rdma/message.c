@@ -12,16 +12,16 @@ static const struct message_format {
     const char *name;
     uint32_t size, max_count;
 } formats[] = {
-    [MESSAGE_CREDIT] = {"CREDIT", 0, 1},
-    [MESSAGE_REGISTER] = {"REGISTER", 24, 1},
-    [MESSAGE_REGISTERED] = {"REGISTERED", 16, 1},
-    [MESSAGE_DEREGISTER] = {"DEREGISTER", 4, 1},
-    [MESSAGE_DEREGISTERED] = {"DEREGISTERED", 4, 1},
-    [MESSAGE_PUBLISH] = {"PUBLISH", RDMA_RUN_SIZE, RDMA_MAX_RUNS},
-    [MESSAGE_PULLED] = {"PULLED", 4, 1},
-    [MESSAGE_BLOB] = {"BLOB", 1, TRANSPORT_MAX_BLOB},
-    [MESSAGE_FENCE] = {"FENCE", 8, 1},
-    [MESSAGE_FENCED] = {"FENCED", 8, 1},
+    [RDMA_CREDIT] = {"CREDIT", 0, 1},
+    [RDMA_REGISTER] = {"REGISTER", 24, 1},
+    [RDMA_REGISTERED] = {"REGISTERED", 16, 1},
+    [RDMA_DEREGISTER] = {"DEREGISTER", 4, 1},
+    [RDMA_DEREGISTERED] = {"DEREGISTERED", 4, 1},
+    [RDMA_PUBLISH] = {"PUBLISH", RDMA_RUN_SIZE, RDMA_MAX_RUNS},
+    [RDMA_PULLED] = {"PULLED", 4, 1},
+    [RDMA_BLOB] = {"BLOB", 1, TRANSPORT_MAX_BLOB},
+    [RDMA_FENCE] = {"FENCE", 8, 1},
+    [RDMA_FENCED] = {"FENCED", 8, 1},
 };
 
 /* NULL for an unknown type. */
@@ -30,7 +30,7 @@ static const struct message_format *format_of(unsigned type)
     return type < sizeof formats / sizeof *formats && formats[type].name ? &formats[type] : NULL;
 }
 
-const char *rdma_message_name(enum message_type type)
+const char *rdma_message_name(enum rdma_message_type type)
 {
     const struct message_format *format = format_of((unsigned)type);
 
@@ -39,9 +39,9 @@ const char *rdma_message_name(enum message_type type)
 
 static uint32_t payload_length(const struct rdma_message *m)
 {
-    if (m->type == MESSAGE_BLOB)
+    if (m->type == RDMA_BLOB)
         return m->byte_count;
-    return formats[m->type].size * (m->type == MESSAGE_PUBLISH ? m->count : 1);
+    return formats[m->type].size * (m->type == RDMA_PUBLISH ? m->count : 1);
 }
 
 size_t rdma_message_encode(const struct rdma_message *m, uint8_t *out)
@@ -53,31 +53,31 @@ size_t rdma_message_encode(const struct rdma_message *m, uint8_t *out)
     wire_put_u16(&w, m->credits);
     wire_put_u32(&w, payload_length(m));
     switch (m->type) {
-    case MESSAGE_REGISTER:
+    case RDMA_REGISTER:
         wire_put_u32(&w, m->piece);
         wire_put_u32(&w, m->region);
         wire_put_u64(&w, m->offset);
         wire_put_u64(&w, m->length);
         break;
-    case MESSAGE_REGISTERED:
+    case RDMA_REGISTERED:
         wire_put_u32(&w, m->piece);
         wire_put_u32(&w, m->key);
         wire_put_u64(&w, m->address);
         break;
-    case MESSAGE_DEREGISTER:
-    case MESSAGE_DEREGISTERED:
+    case RDMA_DEREGISTER:
+    case RDMA_DEREGISTERED:
         wire_put_u32(&w, m->piece);
         break;
-    case MESSAGE_PULLED:
+    case RDMA_PULLED:
         wire_put_u32(&w, m->count);
         break;
-    case MESSAGE_FENCE:
-    case MESSAGE_FENCED:
+    case RDMA_FENCE:
+    case RDMA_FENCED:
         wire_put_u64(&w, m->fence);
         break;
-    case MESSAGE_CREDIT:
-    case MESSAGE_PUBLISH:
-    case MESSAGE_BLOB:
+    case RDMA_CREDIT:
+    case RDMA_PUBLISH:
+    case RDMA_BLOB:
         break;
     }
     return (size_t)(w.at - out);
@@ -98,7 +98,7 @@ static int decode_header(struct wire_reader *r, struct rdma_message *m, uint32_t
     if (!format || zero)
         return error_set(err, EPROTO, "the peer sent an unknown message (type %u, reserved %u)",
                          type, zero);
-    m->type = (enum message_type)type;
+    m->type = (enum rdma_message_type)type;
     if (*length != wire_reader_left(r))
         return error_set(err, EPROTO, "the peer sent a %s of %u bytes that says it has %u",
                          format->name, size, *length);
@@ -110,10 +110,10 @@ static int decode_header(struct wire_reader *r, struct rdma_message *m, uint32_t
     return 0;
 }
 
-static bool has_piece(enum message_type type)
+static bool has_piece(enum rdma_message_type type)
 {
-    return type == MESSAGE_REGISTER || type == MESSAGE_REGISTERED || type == MESSAGE_DEREGISTER ||
-           type == MESSAGE_DEREGISTERED;
+    return type == RDMA_REGISTER || type == RDMA_REGISTERED || type == RDMA_DEREGISTER ||
+           type == RDMA_DEREGISTERED;
 }
 
 static int check_values(const struct rdma_message *m, struct error *err)
@@ -121,10 +121,10 @@ static int check_values(const struct rdma_message *m, struct error *err)
     if (has_piece(m->type) && m->piece >= RDMA_MAX_PIECES)
         return error_set(err, EPROTO, "the peer sent a %s of piece %u; %u are possible",
                          rdma_message_name(m->type), m->piece, RDMA_MAX_PIECES);
-    if (m->type == MESSAGE_REGISTER && (!m->length || m->offset > UINT64_MAX - m->length))
+    if (m->type == RDMA_REGISTER && (!m->length || m->offset > UINT64_MAX - m->length))
         return error_set(err, EPROTO, "the peer sent a REGISTER of %llu bytes at offset %llu",
                          (unsigned long long)m->length, (unsigned long long)m->offset);
-    if (m->type == MESSAGE_PULLED && !m->count)
+    if (m->type == RDMA_PULLED && !m->count)
         return error_set(err, EPROTO, "the peer sent a PULLED of no runs");
     return 0;
 }
@@ -140,37 +140,37 @@ int rdma_message_decode(const uint8_t *in, size_t size, struct rdma_message *m, 
     if (result < 0)
         return result;
     switch (m->type) {
-    case MESSAGE_REGISTER:
+    case RDMA_REGISTER:
         m->piece = wire_get_u32(&r);
         m->region = wire_get_u32(&r);
         m->offset = wire_get_u64(&r);
         m->length = wire_get_u64(&r);
         break;
-    case MESSAGE_REGISTERED:
+    case RDMA_REGISTERED:
         m->piece = wire_get_u32(&r);
         m->key = wire_get_u32(&r);
         m->address = wire_get_u64(&r);
         break;
-    case MESSAGE_DEREGISTER:
-    case MESSAGE_DEREGISTERED:
+    case RDMA_DEREGISTER:
+    case RDMA_DEREGISTERED:
         m->piece = wire_get_u32(&r);
         break;
-    case MESSAGE_PULLED:
+    case RDMA_PULLED:
         m->count = wire_get_u32(&r);
         break;
-    case MESSAGE_FENCE:
-    case MESSAGE_FENCED:
+    case RDMA_FENCE:
+    case RDMA_FENCED:
         m->fence = wire_get_u64(&r);
         break;
-    case MESSAGE_PUBLISH:
+    case RDMA_PUBLISH:
         m->count = length / RDMA_RUN_SIZE;
         m->bytes = wire_get_view(&r, length);
         break;
-    case MESSAGE_BLOB:
+    case RDMA_BLOB:
         m->byte_count = length;
         m->bytes = wire_get_view(&r, length);
         break;
-    case MESSAGE_CREDIT:
+    case RDMA_CREDIT:
         break;
     }
     return check_values(m, err);
@@ -220,7 +220,6 @@ void rdma_binding_encode(const struct rdma_binding *b, uint8_t out[RDMA_BINDING_
     wire_put_u8(&w, b->lanes);
     wire_put_u32(&w, b->epoch);
     wire_put_bytes(&w, b->token, sizeof b->token);
-    wire_put_u64(&w, b->pin_limit);
     wire_put_u16(&w, b->receives);
     wire_put_u8(&w, (uint8_t)b->operation);
     wire_put_u8(&w, (uint8_t)b->registration);
@@ -244,13 +243,12 @@ enum rdma_refusal rdma_binding_decode(const void *in, size_t size, struct rdma_b
     b->lanes = wire_get_u8(&r);
     b->epoch = wire_get_u32(&r);
     wire_get_bytes(&r, b->token, sizeof b->token);
-    b->pin_limit = wire_get_u64(&r);
     b->receives = wire_get_u16(&r);
     operation = wire_get_u8(&r);
     registration = wire_get_u8(&r);
     zero = wire_get_u32(&r);
-    if (r.failed || zero || b->lane >= b->lanes || b->lanes > TRANSPORT_MAX_LANES || !b->receives ||
-        operation > TRANSPORT_READ || registration > TRANSPORT_REGISTER_CHUNK)
+    if (r.failed || zero || b->lane >= b->lanes || b->lanes > TRANSPORT_MAX_LANES ||
+        b->receives < 2 || operation > TRANSPORT_READ || registration > TRANSPORT_REGISTER_CHUNK)
         return RDMA_REFUSED_STRANGER;
     b->operation = (enum transport_operation)operation;
     b->registration = (enum transport_registration)registration;
@@ -267,14 +265,14 @@ void rdma_answer_encode(const struct rdma_answer *a, uint8_t out[RDMA_ANSWER_SIZ
     wire_put_u16(&w, (uint16_t)a->refusal);
     wire_put_u16(&w, a->receives);
     wire_put_u16(&w, 0);
-    wire_put_u32(&w, 0);
-    wire_put_u64(&w, a->pin_limit);
+    wire_put_u32(&w, a->most_pieces);
+    wire_put_u64(&w, a->piece_limit);
 }
 
 int rdma_answer_decode(const void *in, size_t size, struct rdma_answer *a, struct error *err)
 {
     struct wire_reader r = wire_reader(in, size);
-    uint32_t magic = wire_get_u32(&r), zeros;
+    uint32_t magic = wire_get_u32(&r);
     uint16_t version = wire_get_u16(&r), refusal = wire_get_u16(&r), zero;
 
     *a = (struct rdma_answer){.refusal = RDMA_REFUSED_VERSION};
@@ -284,10 +282,10 @@ int rdma_answer_decode(const void *in, size_t size, struct rdma_answer *a, struc
         return 0;
     a->receives = wire_get_u16(&r);
     zero = wire_get_u16(&r);
-    zeros = wire_get_u32(&r);
-    a->pin_limit = wire_get_u64(&r);
-    if (r.failed || zero || zeros || refusal > RDMA_REFUSED_TROUBLE ||
-        (refusal == RDMA_ACCEPTED && !a->receives))
+    a->most_pieces = wire_get_u32(&r);
+    a->piece_limit = wire_get_u64(&r);
+    if (r.failed || zero || refusal > RDMA_REFUSED_TROUBLE ||
+        (refusal == RDMA_ACCEPTED && (a->receives < 2 || !a->most_pieces)))
         return error_set(err, EPROTO,
                          "the peer sent an invalid answer (%zu bytes, refusal %u, %u receives)",
                          size, refusal, a->receives);

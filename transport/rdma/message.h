@@ -20,17 +20,17 @@
 
 #include "transport/transport.h"
 
-enum message_type {
-    MESSAGE_CREDIT = 1,
-    MESSAGE_REGISTER,
-    MESSAGE_REGISTERED,
-    MESSAGE_DEREGISTER,
-    MESSAGE_DEREGISTERED,
-    MESSAGE_PUBLISH,
-    MESSAGE_PULLED,
-    MESSAGE_BLOB,
-    MESSAGE_FENCE,
-    MESSAGE_FENCED,
+enum rdma_message_type {
+    RDMA_CREDIT = 1,
+    RDMA_REGISTER,
+    RDMA_REGISTERED,
+    RDMA_DEREGISTER,
+    RDMA_DEREGISTERED,
+    RDMA_PUBLISH,
+    RDMA_PULLED,
+    RDMA_BLOB,
+    RDMA_FENCE,
+    RDMA_FENCED,
 };
 
 enum {
@@ -43,7 +43,7 @@ enum {
     RDMA_MAX_PIECES = 1 << 22,
 
     RDMA_VERSION = 1,
-    RDMA_BINDING_SIZE = 48, /* librdmacm carries 56 with a request */
+    RDMA_BINDING_SIZE = 40, /* librdmacm carries 56 with a request */
     RDMA_ANSWER_SIZE = 24,
 };
 
@@ -57,7 +57,7 @@ struct rdma_run {
 };
 
 struct rdma_message {
-    enum message_type type;
+    enum rdma_message_type type;
     uint16_t credits;
     uint32_t piece;      /* (DE)REGISTER(ED) */
     uint32_t region;     /* REGISTER */
@@ -80,7 +80,7 @@ size_t rdma_message_encode(const struct rdma_message *m, uint8_t *out);
  * exactly as written above (unknown type, wrong length, a piece of RDMA_MAX_PIECES or more, a
  * length of 0, a range that overflows, no runs or too many, a PULLED of 0, an empty BLOB). */
 int rdma_message_decode(const uint8_t *in, size_t size, struct rdma_message *m, struct error *err);
-const char *rdma_message_name(enum message_type type); /* "FENCE"; "?" for an unknown one */
+const char *rdma_message_name(enum rdma_message_type type); /* "FENCE"; "?" for an unknown one */
 
 void rdma_run_encode(const struct rdma_run *run, uint8_t out[RDMA_RUN_SIZE]);
 /* -EPROTO: no length, more than TRANSPORT_MAX_TRANSFER, a piece of RDMA_MAX_PIECES or more, an
@@ -94,8 +94,8 @@ struct rdma_binding {
     uint8_t lane, lanes;
     enum transport_operation operation;
     enum transport_registration registration;
-    uint16_t receives; /* posted at the source for this lane: the destination's credits */
-    uint64_t pin_limit;
+    uint16_t
+        receives; /* posted at the source for this lane: the destination's credits; 2 or more */
 };
 
 enum rdma_refusal {
@@ -110,8 +110,10 @@ enum rdma_refusal {
 /* The destination's word: with its acceptance or with its refusal. */
 struct rdma_answer {
     enum rdma_refusal refusal;
-    uint16_t receives; /* posted at the destination for this lane: the source's credits */
-    uint64_t pin_limit;
+    uint16_t
+        receives; /* posted at the destination for this lane: the source's credits; 2 or more */
+    uint32_t most_pieces; /* registered at once, at most; 1 or more */
+    uint64_t piece_limit; /* bytes that they may have together */
 };
 
 void rdma_binding_encode(const struct rdma_binding *b, uint8_t out[RDMA_BINDING_SIZE]);

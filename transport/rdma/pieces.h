@@ -41,7 +41,8 @@ struct rdma_piece {
     struct registrar_job job;
     struct rdma_piece *next_mail;
     struct rdma *rdma;
-    enum message_type asked; /* of the peer, by the lane that has not heard the answer yet; or 0 */
+    enum rdma_message_type
+        asked; /* of the peer, by the lane that has not heard the answer yet; or 0 */
 };
 
 /* Told of each piece that is made (users 0, awaited 2) and of each that shall go (awaited 2 again).

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "transport/base/log.h"
+
 enum {
     MAX_SPINS = 256,
     EVENT_BATCH = 64,
@@ -18,8 +20,7 @@ static unsigned least(unsigned a, unsigned b)
     return a < b ? a : b;
 }
 
-static int open_completions(struct queue_pair *q, unsigned receives,
-                            const struct ibv_device_attr *device, struct error *err)
+static int open_completions(struct queue_pair *q, unsigned receives, struct error *err)
 {
     struct ibv_context *verbs = q->id->verbs;
 
@@ -28,10 +29,6 @@ static int open_completions(struct queue_pair *q, unsigned receives,
         return error_set_errno(err, errno, "cannot make a completion channel");
     if (fcntl(q->channel->fd, F_SETFL, O_NONBLOCK) < 0)
         return error_set_errno(err, errno, "cannot make a completion channel non-blocking");
-    if ((unsigned)device->max_cqe < q->depth || (unsigned)device->max_cqe < receives)
-        return error_set(err, EINVAL,
-                         "the device's completion queues hold %d entries, %u are needed",
-                         device->max_cqe, q->depth > receives ? q->depth : receives);
     q->send_cq = ibv_create_cq(verbs, (int)q->depth, NULL, q->channel, 0);
     if (!q->send_cq)
         return error_set_errno(err, errno, "cannot make a completion queue");
@@ -72,7 +69,11 @@ static int read_limits(struct queue_pair *q, const struct queue_pair_config *con
         result = ibv_query_port(q->id->verbs, q->id->port_num, &port);
     if (result)
         return error_set_errno(err, result, "cannot ask the device for its limits");
-    q->depth = least(QUEUE_PAIR_SENDS, (unsigned)device->max_qp_wr);
+    q->depth =
+        least(QUEUE_PAIR_SENDS, least((unsigned)device->max_qp_wr, (unsigned)device->max_cqe));
+    if (q->depth < config->receives)
+        return error_set(err, EINVAL, "the device's queues hold %u work requests, %u are needed",
+                         q->depth, config->receives);
     q->max_message =
         (uint32_t)(port.max_msg_sz < config->max_transfer ? port.max_msg_sz : config->max_transfer);
     return 0;
@@ -94,7 +95,7 @@ int queue_pair_open(struct queue_pair *q, struct rdma_cm_id *id,
     q->works = calloc(q->depth, sizeof *q->works);
     if (!q->works)
         return error_set(err, ENOMEM, "no memory for a send queue");
-    result = open_completions(q, config->receives, &device, err);
+    result = open_completions(q, config->receives, err);
     if (!result)
         result = open_pair(q, config, err);
     return result < 0 ? error_prefix(err, "device %s", ibv_get_device_name(id->verbs->device)) : 0;
@@ -128,8 +129,11 @@ void queue_pair_kill(struct queue_pair *q)
 {
     struct ibv_qp_attr attributes = {.qp_state = IBV_QPS_ERR};
 
-    if (q->id && q->id->qp)
-        ibv_modify_qp(q->id->qp, &attributes, IBV_QP_STATE);
+    int result = q->id && q->id->qp ? ibv_modify_qp(q->id->qp, &attributes, IBV_QP_STATE) : 0;
+
+    if (result)
+        log_line(LOG_ERROR, "device %s: a queue pair could not be stopped: %s",
+                 ibv_get_device_name(q->id->verbs->device), strerror(result));
 }
 
 unsigned queue_pair_room(const struct queue_pair *q)
@@ -137,15 +141,12 @@ unsigned queue_pair_room(const struct queue_pair *q)
     return q->depth - (unsigned)(q->added - q->returned);
 }
 
-bool queue_pair_idle(const struct queue_pair *q)
-{
-    return q->added == q->returned;
-}
-
-/* Seldom enough to cost little, often enough that the queue neither fills up nor runs dry. */
+/* Seldom enough to cost little, often enough that the queue does not run dry; and the last one that
+ * fits always tells, because nothing can be added behind it. */
 static bool signal_due(const struct queue_pair *q)
 {
-    return q->unsignalled >= q->depth / 4 || q->unsignalled_bytes >= q->signal_bytes;
+    return q->unsignalled >= q->depth / 4 || q->unsignalled_bytes >= q->signal_bytes ||
+           !queue_pair_room(q);
 }
 
 static void signal_completion(struct queue_pair *q, struct ibv_send_wr *wr)
@@ -156,11 +157,31 @@ static void signal_completion(struct queue_pair *q, struct ibv_send_wr *wr)
     q->counts.signalled++;
 }
 
+static int ring(struct queue_pair *q, bool last, struct error *err)
+{
+    struct ibv_send_wr *bad;
+    int result;
+
+    if (!q->batched)
+        return 0;
+    for (unsigned i = 0; i < q->batched; i++)
+        q->batch[i].next = i + 1 < q->batched ? &q->batch[i + 1] : NULL;
+    if (last && q->unsignalled)
+        signal_completion(q, &q->batch[q->batched - 1]);
+    result = ibv_post_send(q->id->qp, q->batch, &bad);
+    q->counts.doorbells++;
+    q->batched = 0;
+    if (result)
+        return error_set_errno(err, result, "device %s: cannot post work requests",
+                               ibv_get_device_name(q->id->verbs->device));
+    return 0;
+}
+
 int queue_pair_add(struct queue_pair *q, const struct ibv_send_wr *wr, const struct ibv_sge *sge,
                    const struct work *work, struct error *err)
 {
     /* Not as soon as it is full: the last one of all must still be here to ask for a completion. */
-    int result = q->batched == QUEUE_PAIR_BATCH ? queue_pair_ring(q, false, err) : 0;
+    int result = q->batched == QUEUE_PAIR_BATCH ? ring(q, false, err) : 0;
     struct ibv_send_wr *slot = &q->batch[q->batched];
 
     if (result < 0)
@@ -186,24 +207,9 @@ int queue_pair_add(struct queue_pair *q, const struct ibv_send_wr *wr, const str
     return 0;
 }
 
-int queue_pair_ring(struct queue_pair *q, bool last, struct error *err)
+int queue_pair_ring(struct queue_pair *q, struct error *err)
 {
-    struct ibv_send_wr *bad;
-    int result;
-
-    if (!q->batched)
-        return 0;
-    for (unsigned i = 0; i < q->batched; i++)
-        q->batch[i].next = i + 1 < q->batched ? &q->batch[i + 1] : NULL;
-    if (last && q->unsignalled)
-        signal_completion(q, &q->batch[q->batched - 1]);
-    result = ibv_post_send(q->id->qp, q->batch, &bad);
-    q->counts.doorbells++;
-    q->batched = 0;
-    if (result)
-        return error_set_errno(err, result, "device %s: cannot post work requests",
-                               ibv_get_device_name(q->id->verbs->device));
-    return 0;
+    return ring(q, true, err);
 }
 
 static unsigned give_back(struct queue_pair *q, uint64_t until,
@@ -228,6 +234,11 @@ int queue_pair_completed(struct queue_pair *q, void (*done)(void *context, const
 
     do {
         count = ibv_poll_cq(q->send_cq, QUEUE_PAIR_POLL, completions);
+        if (count < 0) {
+            *failed = (struct ibv_wc){.status = IBV_WC_FATAL_ERR};
+            *work = (struct work){.buffer = -1};
+            return -1;
+        }
         for (int i = 0; i < count; i++) {
             if (completions[i].status != IBV_WC_SUCCESS) {
                 *failed = completions[i];

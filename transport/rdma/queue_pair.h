@@ -10,10 +10,9 @@
 #include "transport/base/error.h"
 
 enum {
-    QUEUE_PAIR_SENDS = 512,  /* work requests under way, if the device has so many */
-    QUEUE_PAIR_BATCH = 64,   /* work requests for one doorbell */
-    QUEUE_PAIR_POLL = 32,    /* completions fetched at once */
-    QUEUE_PAIR_RECEIVES = 16 /* messages a lane takes before its thread looks */
+    QUEUE_PAIR_SENDS = 512, /* work requests under way, if the device has so many */
+    QUEUE_PAIR_BATCH = 64,  /* work requests for one doorbell */
+    QUEUE_PAIR_POLL = 32    /* completions fetched at once */
 };
 
 /* Of a lane; the lane's thread writes them, any thread reads. */
@@ -24,10 +23,9 @@ struct work_counts {
 
 /* What a work request in the send queue was for; given back, in order, once it is complete. */
 struct work {
-    uint32_t length;  /* bytes of regions that it moves; 0 for a message */
-    uint32_t entries; /* of the outbox, or runs of a PUBLISH, that end with it */
-    int32_t buffer;   /* of the mailbox; -1: none */
-    void *owner;      /* a piece, say */
+    uint32_t length; /* bytes of regions that it moves; 0 for a message */
+    uint32_t count;  /* the lane's own: questions that it asks, runs that end with it */
+    int32_t buffer;  /* of the mailbox; -1: none */
 };
 
 struct queue_pair {
@@ -70,15 +68,12 @@ void queue_pair_kill(struct queue_pair *q);
 
 /* Work requests that can still be added. */
 unsigned queue_pair_room(const struct queue_pair *q);
-/* Nothing is under way. */
-bool queue_pair_idle(const struct queue_pair *q);
 /* Adds one to the batch; rings the doorbell first when that is full. `wr` without wr_id, next,
  * flags and sg_list; sge NULL: no bytes. Needs room. -errno of ibv_post_send. */
 int queue_pair_add(struct queue_pair *q, const struct ibv_send_wr *wr, const struct ibv_sge *sge,
                    const struct work *work, struct error *err);
-/* Rings the doorbell for what was added. `last`: nothing will follow soon, so the last of them
- * must tell when it is complete. */
-int queue_pair_ring(struct queue_pair *q, bool last, struct error *err);
+/* Rings the doorbell for what was added: the last of them tells when it is complete. */
+int queue_pair_ring(struct queue_pair *q, struct error *err);
 
 /* Completed work requests since the last call, in order, each by one call of `done`. Returns how
  * many; -1 when one failed: *failed is its completion, *work what it was for. */

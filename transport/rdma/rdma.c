@@ -65,6 +65,7 @@ static void remember_device(struct rdma *r)
 static int start(struct rdma *r, enum rdma_role role, struct error *err)
 {
     remember_device(r);
+    r->role = role;
     for (; r->running < r->params.lanes; r->running++) {
         struct rdma_lane *lane = &r->lanes[r->running];
         int result =
@@ -76,8 +77,7 @@ static int start(struct rdma *r, enum rdma_role role, struct error *err)
             return -result;
         }
     }
-    r->role = role;
-    return 0;
+    return latch_check(&r->latch, err);
 }
 
 static unsigned rdma_capabilities(const struct transport *t)
@@ -106,8 +106,9 @@ static int rdma_do_accept(struct transport *t, int timeout_ms, struct error *err
 
     if (result < 0)
         return result;
-    if (r->role != RDMA_NEW || !r->listener)
+    if (r->role != RDMA_NEW || !r->listener || r->accepted)
         return error_set(err, EINVAL, "accept comes once, after listen");
+    r->accepted = true;
     result = rdma_bind_destination(r, timeout_ms, err);
     if (!result)
         result = inbox_open(r, err);
@@ -120,16 +121,16 @@ static int rdma_do_connect(struct transport *t, const struct address *peer, int 
                            struct error *err)
 {
     struct rdma *r = rdma_of(t);
-    uint64_t pin_limit;
+    struct rdma_answer answer;
     int result = latch_check(&r->latch, err);
 
     if (result < 0)
         return result;
     if (r->role != RDMA_NEW || r->listening || r->lanes[0].id)
         return error_set(err, EINVAL, "connect comes once");
-    result = rdma_bind_source(r, peer, timeout_ms, &pin_limit, err);
+    result = rdma_bind_source(r, peer, timeout_ms, &answer, err);
     if (!result)
-        result = rdma_source_begin(r, pin_limit, err);
+        result = rdma_source_begin(r, &answer, err);
     return result < 0 ? result : start(r, RDMA_SOURCE, err);
 }
 
@@ -275,20 +276,29 @@ static void rdma_shutdown(struct transport *t)
 
     latch_shutdown(&r->latch);
     end_lanes(r);
+    for (unsigned i = 0; i < r->params.lanes; i++) {
+        pthread_mutex_lock(&r->lanes[i].applying);
+        pthread_mutex_unlock(&r->lanes[i].applying);
+    }
 }
 
 static void rdma_free(struct rdma *r)
 {
+    registrar_stop(&r->registrar);
     rdma_source_end(r);
     inbox_close(r);
+    for (unsigned i = 0; i < r->params.lanes; i++)
+        rdma_lane_close_queues(&r->lanes[i]);
+    if (r->pd)
+        ibv_dealloc_pd(r->pd);
+    /* The last id of a device that was removed takes the device with it. */
     for (unsigned i = 0; i < r->params.lanes; i++) {
         rdma_lane_close(&r->lanes[i]);
         pthread_mutex_destroy(&r->lanes[i].lock);
+        pthread_mutex_destroy(&r->lanes[i].applying);
     }
     rdma_bind_close(r);
     registrar_destroy(&r->registrar);
-    if (r->pd)
-        ibv_dealloc_pd(r->pd);
     outbox_destroy(&r->outbox);
     pthread_mutex_destroy(&r->lock);
     regions_destroy(&r->regions);
@@ -304,7 +314,6 @@ static void rdma_close(struct transport *t)
     rdma_shutdown(t);
     while (r->running)
         pthread_join(r->lanes[--r->running].thread, NULL);
-    registrar_stop(&r->registrar);
     rdma_free(r);
 }
 
@@ -343,6 +352,7 @@ static void rdma_init(struct rdma *r, const struct transport_params *params)
         r->lanes[i].index = i;
         r->lanes[i].mail_last = &r->lanes[i].mail_first;
         pthread_mutex_init(&r->lanes[i].lock, NULL);
+        pthread_mutex_init(&r->lanes[i].applying, NULL);
     }
 }
 

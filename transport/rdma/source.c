@@ -44,8 +44,9 @@ struct source {
     uint64_t fences_posted, fences_heard, fences_told;
     uint64_t heard[OUTBOX_FENCES];
 
-    int asked;         /* questions whose SEND is complete, minus answers */
-    bool due;          /* at the last look, the peer owed an answer */
+    int asked; /* questions whose SEND is complete, minus answers */
+    bool due;  /* at the last look, the peer owed an answer */
+    bool heard_any;
     uint64_t heard_at; /* when it last said something, or began to owe */
 };
 
@@ -120,7 +121,7 @@ static void on_work(void *context, const struct work *work)
     if (work->length)
         land_runs(s, 1);
     else
-        s->asked += (int)work->entries;
+        s->asked += (int)work->count;
 }
 
 static int completions(struct source *s, struct error *err)
@@ -136,8 +137,8 @@ static int completions(struct source *s, struct error *err)
     return err->code ? -err->code : count;
 }
 
-static int on_answer(struct source *s, const struct rdma_message *m, enum message_type question,
-                     struct error *err)
+static int on_answer(struct source *s, const struct rdma_message *m,
+                     enum rdma_message_type question, struct error *err)
 {
     struct rdma_piece *piece = pieces_find(s->rdma->pieces, m->piece);
 
@@ -147,7 +148,7 @@ static int on_answer(struct source *s, const struct rdma_message *m, enum messag
                          rdma_message_name(m->type), m->piece);
     piece->asked = 0;
     s->asked--;
-    if (m->type == MESSAGE_REGISTERED) {
+    if (m->type == RDMA_REGISTERED) {
         piece->remote_address = m->address;
         piece->remote_key = m->key;
     }
@@ -179,16 +180,17 @@ static int on_message(void *context, const struct rdma_message *m, struct error 
     struct source *s = context;
 
     s->heard_at = clock_now();
+    s->heard_any = true;
     switch (m->type) {
-    case MESSAGE_CREDIT:
+    case RDMA_CREDIT:
         return 0;
-    case MESSAGE_REGISTERED:
-        return on_answer(s, m, MESSAGE_REGISTER, err);
-    case MESSAGE_DEREGISTERED:
-        return on_answer(s, m, MESSAGE_DEREGISTER, err);
-    case MESSAGE_FENCED:
+    case RDMA_REGISTERED:
+        return on_answer(s, m, RDMA_REGISTER, err);
+    case RDMA_DEREGISTERED:
+        return on_answer(s, m, RDMA_DEREGISTER, err);
+    case RDMA_FENCED:
         return on_fenced(s, m->fence, err);
-    case MESSAGE_PULLED:
+    case RDMA_PULLED:
         return on_pulled(s, m->count, err);
     default:
         return error_set(err, EPROTO, "the destination sent a %s", rdma_message_name(m->type));
@@ -219,7 +221,7 @@ static int ask(struct source *s, struct error *err)
 
     while (mailbox_ready(mail) && (piece = next_question(s->lane))) {
         struct rdma_message question = {
-            .type = piece->going ? MESSAGE_DEREGISTER : MESSAGE_REGISTER,
+            .type = piece->going ? RDMA_DEREGISTER : RDMA_REGISTER,
             .piece = piece->id,
             .region = piece->region,
             .offset = piece->offset,
@@ -342,7 +344,7 @@ static void write_run(const struct run *run, uint8_t *out)
 
 static int publish(struct source *s, unsigned pending, struct error *err)
 {
-    struct rdma_message message = {.type = MESSAGE_PUBLISH};
+    struct rdma_message message = {.type = RDMA_PUBLISH};
     const struct outbox_entry *entry;
     uint8_t *runs = mailbox_payload(&s->lane->mail);
     struct run run;
@@ -360,11 +362,10 @@ static int publish(struct source *s, unsigned pending, struct error *err)
 
 static int send_message(struct source *s, const struct outbox_entry *entry, struct error *err)
 {
-    struct rdma_message message = {.type = MESSAGE_FENCE, .fence = entry->offset};
+    struct rdma_message message = {.type = RDMA_FENCE, .fence = entry->offset};
 
     if (entry->kind == OUTBOX_BLOB) {
-        message =
-            (struct rdma_message){.type = MESSAGE_BLOB, .byte_count = (uint32_t)entry->length};
+        message = (struct rdma_message){.type = RDMA_BLOB, .byte_count = (uint32_t)entry->length};
         memcpy(mailbox_payload(&s->lane->mail), entry->bytes, entry->length);
     } else {
         s->fences_posted++;
@@ -413,8 +414,11 @@ static bool wanted(void *context)
     pthread_mutex_unlock(&lane->lock);
     if (question && mailbox_ready(&lane->mail))
         return true;
-    return atomic_load(&lane->stuck) && entry && entry->kind == OUTBOX_PLACE &&
-           piece_is_ready(s->at ? s->at : entry->tag);
+    if (!atomic_load(&lane->stuck) || !entry || entry->kind != OUTBOX_PLACE ||
+        !piece_is_ready(s->at ? s->at : entry->tag))
+        return false;
+    atomic_store(&lane->stuck, false);
+    return true;
 }
 
 /* What the card is still moving, the card watches over itself; an answer that is due, nobody else
@@ -428,7 +432,8 @@ static int check_alive(struct source *s, struct error *err)
     if (!due || !s->due)
         s->heard_at = now;
     s->due = due;
-    if (now - s->heard_at < limit * NS_PER_MS)
+    /* A destination whose connection manager missed the last word of ours begins later. */
+    if (now - s->heard_at < (s->heard_any ? limit : 2 * limit) * NS_PER_MS)
         return 0;
     return error_set(err, ETIMEDOUT,
                      "lane %u: the peer acknowledged nothing for %u ms; it or the network is dead",
@@ -458,7 +463,7 @@ static int step(struct source *s, struct error *err)
     if (sent >= 0)
         sent += send_entries(s, err);
     if (err->code || mailbox_give_credit(&s->lane->mail, err) < 0 ||
-        queue_pair_ring(&s->lane->queue, queue_pair_room(&s->lane->queue) > 0, err) < 0)
+        queue_pair_ring(&s->lane->queue, err) < 0)
         return -err->code;
     if (found + heard > 0)
         queue_pair_busy(&s->lane->queue);

@@ -6,8 +6,8 @@
 
 /* supply.c: the engine's thread gives the lanes their transfers, and sees that the memory they need
  * is registered at both ends. */
-/* peer_piece_limit: bytes that the destination may register. */
-int rdma_source_begin(struct rdma *r, uint64_t peer_piece_limit, struct error *err);
+/* `peer`: what the destination can register. */
+int rdma_source_begin(struct rdma *r, const struct rdma_answer *peer, struct error *err);
 void rdma_source_end(struct rdma *r); /* after the threads: frees pieces and registrations */
 /* As the members of struct transport_ops with these names. */
 int rdma_source_post(struct rdma *r, const struct transfer *transfers, unsigned n,

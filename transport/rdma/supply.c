@@ -8,14 +8,13 @@ enum {
     BLOCK = 64,
     GRAIN_ALL = 64 << 20,
     GRAIN_CHUNK = 1 << 20,
-    SPARE_REGISTRATIONS = 2 * TRANSPORT_MAX_LANES,
 };
 
 void rdma_source_answered(struct rdma_piece *piece)
 {
     struct rdma *r = piece->rdma;
 
-    if (atomic_fetch_sub_explicit(&piece->awaited, 1, memory_order_acq_rel) != 1)
+    if (atomic_fetch_sub_explicit(&piece->awaited, 1, memory_order_seq_cst) != 1)
         return;
     /* A piece that is ready may go, one that is gone makes room: a post may have waited for either.
      */
@@ -87,29 +86,21 @@ static void release(void *context, struct rdma_piece *piece)
     send_job(context, piece, deregister_piece);
 }
 
-static uint32_t most_pieces(const struct rdma *r)
-{
-    struct ibv_device_attr device;
-    int spare = SPARE_REGISTRATIONS;
-
-    if (ibv_query_device(r->pd->context, &device) || device.max_mr <= 2 * spare)
-        return (uint32_t)spare;
-    return (uint32_t)(device.max_mr / 2 < RDMA_MAX_PIECES ? device.max_mr / 2 : RDMA_MAX_PIECES);
-}
-
-int rdma_source_begin(struct rdma *r, uint64_t peer_piece_limit, struct error *err)
+int rdma_source_begin(struct rdma *r, const struct rdma_answer *peer, struct error *err)
 {
     bool all = r->params.registration == TRANSPORT_REGISTER_ALL;
     struct pieces_config config = {
         .grain = all ? GRAIN_ALL : GRAIN_CHUNK,
-        .max_count = most_pieces(r),
+        .max_count = rdma_most_pieces(r),
         .eager = all,
         .owner = {acquire, release, r},
     };
     int result = rdma_piece_limit(&r->params, true, &config.limit, err);
 
-    if (peer_piece_limit < config.limit)
-        config.limit = peer_piece_limit;
+    if (peer->most_pieces < config.max_count)
+        config.max_count = peer->most_pieces;
+    if (peer->piece_limit < config.limit)
+        config.limit = peer->piece_limit;
     if (!result && config.limit < RDMA_LEAST_PIECES)
         result = error_set(err, EINVAL,
                            "the destination leaves %llu KiB for registered pages; %d KiB are "
@@ -212,8 +203,12 @@ int rdma_source_post(struct rdma *r, const struct transfer *transfers, unsigned 
         unsigned block = n - total < BLOCK ? n - total : BLOCK;
         int taken = post_block(r, transfers + total, block, err);
 
-        if (taken < 0)
-            return total ? (int)total : taken;
+        if (taken < 0 && !total)
+            return taken;
+        if (taken < 0) {
+            error_clear(err); /* it comes again with the next post */
+            break;
+        }
         total += (unsigned)taken;
         if ((unsigned)taken < block)
             break;
