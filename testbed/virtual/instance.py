@@ -55,7 +55,9 @@ def free_port():
 
 def qemu_command(name, settings, key, port):
     """The command line of a host; every path in it is relative to the instance's directory."""
-    accelerator = ["-accel", settings["accel"], "-cpu", "host" if settings["accel"] == "kvm" else "max"]
+    # An emulated `rep movsb` moves one byte at a time: without these features kernels copy and clear by words.
+    emulated = "max,-erms,-fsrm"
+    accelerator = ["-accel", settings["accel"], "-cpu", "host" if settings["accel"] == "kvm" else emulated]
     number = NAMES.index(name) + 1
     # A stream over a Unix socket: over TCP every small frame behind another would wait for a delayed ACK.
     link = "stream,id=link,addr.type=unix,addr.path=link.sock" + (",server=on" if name == NAMES[0] else "")
