@@ -15,8 +15,8 @@ from outcomes import GONE, GUEST, ON_SOURCE
 from remote_world import RemoteDisturbed, RemoteWorld
 
 PROMPT = 10  # s, from the disturbance to the right outcome
-SMALL = {"memory": "80M", "workload": "touch=64M,hot=16M,rate=2000"}
-SLOWED = ("--max-bandwidth", "8M")  # 64 MiB last eight seconds, so that it happens within the first round
+SMALL = {"memory": "48M", "workload": "touch=32M,hot=8M,rate=1000"}
+SLOWED = ("--max-bandwidth", "5M")  # 32 MiB last six seconds, so that it happens within the first round
 CONVERGE = ("--downtime-limit", "2s", "--throttle", "auto")
 WAYS = list(itertools.product(("write", "read"), ("all", "chunk"), ("4", "6")))
 STOPPED_FOR = 9  # s: longer than the other side's patience
@@ -133,11 +133,11 @@ def disturbances(name):
     return body
 
 
-def poor_link(shape):
+def poor_link(shape, operation):
     def body(context):
         failures = []
-        chosen = [context.random.choice([way for way in WAYS if way[0] == operation]) for operation in ("write", "read")]
-        for way in WAYS if context.full else chosen:
+        of_operation = [way for way in WAYS if way[0] == operation]
+        for way in of_operation if context.full else [context.random.choice(of_operation)]:
             with RemoteWorld() as world:
                 try:
                     world.link().shape(shape)
@@ -157,5 +157,6 @@ def poor_link(shape):
 
 
 CASES = {name: disturbances(name) for name in DISTURBANCES}
-CASES |= {shape: poor_link(shape) for shape in ("loss=1%", "delay=50ms")}
+CASES |= {f"{shape} {operation}": poor_link(shape, operation)
+          for shape, operation in itertools.product(("loss=1%", "delay=50ms"), ("write", "read"))}
 run_cases(__doc__, CASES)

@@ -9,8 +9,8 @@ from hosts import EXIT_FAILED, expect, wait_until
 from outcomes import GUEST
 from remote_world import RemoteWorld
 
-ATTEMPTS, WARM_UP, HOPS, HOPS_FULL = 20, 8, 3, 20
-SMALL = {"memory": "56M", "workload": "touch=40M,hot=8M,rate=1000"}
+ATTEMPTS, WARM_UP, HOPS, HOPS_FULL = 20, 8, 2, 20
+SMALL = {"memory": "40M", "workload": "touch=24M,hot=4M,rate=500"}
 RSS_GROWTH = 1024  # KiB in all, from the eighth attempt on: by then each way has been tried twice
 WAYS = list(itertools.product(("write", "read"), ("all", "chunk")))
 
@@ -27,7 +27,7 @@ def held(host, pid):
 
 def cancelled(source, destination, receiver, way):
     """One migration that is cancelled while it is in its first round."""
-    migration = source.start_migrate(GUEST, receiver.uri, *options(way), "--max-bandwidth", "4M")
+    migration = source.start_migrate(GUEST, receiver.uri, *options(way), "--max-bandwidth", "2M")
     wait_until(lambda: "round 0" in migration.output() or not migration.running(), 30, "the first round to begin")
     source.must("cancel", GUEST)
     code = migration.wait(15)
