@@ -41,12 +41,17 @@ static enum verdict say_and_listen(struct migration *m, enum message_type what, 
     enum verdict verdict = VERDICT_NONE;
     struct message reply = {0};
     uint64_t deadline = clock_now() + SOURCE_REPLY_MS * NS_PER_MS, seen = 0;
+    uint64_t show_at = clock_now() + SOURCE_QUIET_MS * NS_PER_MS;
     int result = what == MESSAGE_ABORT
                      ? channel_send_text(m->channel, what, "the source gave up", err)
                      : channel_send(m->channel, what, NULL, 0, err);
 
     while (!result && verdict == VERDICT_NONE && clock_now() < deadline) {
-        wakeup_wait(&m->wakeup, &seen, deadline);
+        wakeup_wait(&m->wakeup, &seen, show_at < deadline ? show_at : deadline);
+        if (clock_now() >= show_at) {
+            source_notify(m, true);
+            show_at = deadline;
+        }
         while ((result = channel_poll(m->channel, &reply, err)) > 0) {
             if (reply.type == MESSAGE_RUNNING) {
                 note_running(m);
@@ -330,7 +335,7 @@ int source_commit(struct migration *m, struct error *err)
         result = ownership_move(&m->ownership, OWNERSHIP_OWNER, OWNERSHIP_COMMITTING, err);
     if (result)
         return result;
-    source_set_phase(m, MIGRATION_COMMITTING);
+    source_enter_phase(m, MIGRATION_COMMITTING);
     verdict = say_and_listen(m, MESSAGE_COMMIT, &commit_error);
     if (verdict == VERDICT_NONE) {
         error_clear(&commit_error);

@@ -38,11 +38,16 @@ void source_notify(struct migration *m, bool now)
     m->observer.changed(m->observer.context);
 }
 
-void source_set_phase(struct migration *m, enum migration_phase phase)
+void source_enter_phase(struct migration *m, enum migration_phase phase)
 {
     pthread_mutex_lock(&m->lock);
     m->status.phase = phase;
     pthread_mutex_unlock(&m->lock);
+}
+
+void source_set_phase(struct migration *m, enum migration_phase phase)
+{
+    source_enter_phase(m, phase);
     source_notify(m, true);
 }
 

@@ -25,7 +25,9 @@ enum {
     SOURCE_CONNECT_MS = 5000,
     SOURCE_LANES_MS = 10000, /* the connection manager of RDMA repeats itself after 4 s and more */
     SOURCE_REPLY_MS = 10000, /* for an answer that takes the destination work */
-    SOURCE_HISTORY = 64,     /* rounds the policy looks back on */
+    SOURCE_QUIET_MS =
+        100,             /* nobody is woken for the display as long as the guest only just stands */
+    SOURCE_HISTORY = 64, /* rounds the policy looks back on */
 };
 
 struct migration {
@@ -74,6 +76,8 @@ struct migration {
 
 /* Status and progress. */
 void source_set_phase(struct migration *m, enum migration_phase phase);
+/* Without telling the observer: while the guest stands still nobody else shall want the CPU. */
+void source_enter_phase(struct migration *m, enum migration_phase phase);
 void source_say(struct migration *m, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void source_notify(struct migration *m, bool now);
 

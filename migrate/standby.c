@@ -14,7 +14,7 @@
 #include "transport/base/log.h"
 #include "transport/base/wire.h"
 
-enum { ASK_EVERY_MS = 1000, ASK_MS = 1500, SEE_OFF_MS = 10000, GAP_MS = 500 };
+enum { ASK_EVERY_MS = 1000, ASK_MS = 1500, SEE_OFF_MS = 10000, GAP_MS = 500, QUIET_MS = 100 };
 
 /* -ECONNABORTED: it cannot be started, and that is recorded. Other errors: nothing is decided, and
  * it may be tried again. */
@@ -309,7 +309,7 @@ static int drain_channel(struct incoming *in, struct error *err)
 
 static int await_fate(struct incoming *in, struct error *err)
 {
-    uint64_t next_ask = clock_now(), seen = 0;
+    uint64_t next_ask = clock_now(), seen = 0, show_at = next_ask + QUIET_MS * NS_PER_MS;
 
     for (;;) {
         adopt_pending(in);
@@ -323,7 +323,12 @@ static int await_fate(struct incoming *in, struct error *err)
         }
         if (result != 1)
             return result;
-        wakeup_wait(&in->wakeup, &seen, in->channel ? UINT64_MAX : next_ask);
+        if (clock_now() >= show_at) {
+            in->observer.changed(in->observer.context);
+            show_at = UINT64_MAX;
+        }
+        uint64_t until = in->channel ? UINT64_MAX : next_ask;
+        wakeup_wait(&in->wakeup, &seen, until < show_at ? until : show_at);
     }
 }
 
@@ -332,7 +337,10 @@ int destination_stand_by(struct incoming *in, struct error *err)
     struct resolve_request late;
 
     set_resolvable(in, true, &late);
-    destination_set_phase(in, INCOMING_PREPARED);
+    /* As a rule COMMIT comes at once: the display can wait for the guest. */
+    pthread_mutex_lock(&in->lock);
+    in->status.phase = INCOMING_PREPARED;
+    pthread_mutex_unlock(&in->lock);
     int result = await_fate(in, err);
     set_resolvable(in, false, &late);
     answer_late(&late, result == 0);

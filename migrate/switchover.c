@@ -142,7 +142,7 @@ int source_switch_over(struct migration *m, const struct policy_decision *decisi
 {
     struct measurement *out = &m->measurement;
 
-    source_set_phase(m, MIGRATION_SWITCHOVER);
+    source_enter_phase(m, MIGRATION_SWITCHOVER);
     int result = pause_guest(m, err);
     if (!result)
         result = save_state(m, err);

@@ -244,6 +244,7 @@ void *rdma_destination_main(void *context)
         step(d, &err);
     if (err.code)
         rdma_fail(lane->rdma, &err);
+    rdma_disconnect(lane->id);
     free(d);
     return NULL;
 }

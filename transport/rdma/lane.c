@@ -180,8 +180,6 @@ int rdma_lane_bound(struct rdma_lane *lane, struct error *err)
 void rdma_lane_end(struct rdma_lane *lane)
 {
     queue_pair_kill(&lane->queue);
-    if (lane->id)
-        rdma_disconnect(lane->id);
 }
 
 void rdma_lane_close_queues(struct rdma_lane *lane)

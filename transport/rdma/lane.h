@@ -71,7 +71,8 @@ int rdma_lane_connection(struct rdma_cm_id *id, const void *bytes, uint8_t size,
                          struct rdma_conn_param *out, struct error *err);
 /* All lanes are connected: this one's events go to its own thread. */
 int rdma_lane_bound(struct rdma_lane *lane, struct error *err);
-/* Under rdma->lock, any thread: nothing comes in or goes out any more, and the peer is told. */
+/* Under rdma->lock, any thread: nothing comes in or goes out any more. The lane's thread, at its
+ * end, tells the peer: the guest at the destination waits for the former and not for the latter. */
 void rdma_lane_end(struct rdma_lane *lane);
 /* Frees what it has on the device, its thread being gone. */
 void rdma_lane_close_queues(struct rdma_lane *lane);

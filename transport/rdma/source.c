@@ -490,6 +490,7 @@ void *rdma_source_main(void *context)
         step(s, &err);
     if (err.code)
         rdma_fail(r, &err);
+    rdma_disconnect(lane->id);
     free(s);
     return NULL;
 }
