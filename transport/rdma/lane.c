@@ -13,10 +13,12 @@ enum {
     DESTINATION_RECEIVES = 16,
     SOURCE_SIGNAL_BYTES = RDMA_LANE_BYTES / 4,
     DESTINATION_SIGNAL_BYTES = 1 << 20, /* each lets go of as much at the source */
-    MAX_READS = 16,                     /* RDMA READs under way on a lane, if both devices can */
-    ACK_TIMEOUT = 16,                   /* 4.096 us * 2^16 = 268 ms */
-    ACK_RETRIES = 7, /* so a peer is dead after 2 s, or 8 s where the device stretches time-outs */
-    RNR_RETRIES = 3, /* never needed: the credits see to that */
+    MAX_READS = 8, /* under way on a lane, if both devices can: 1 MiB, for what is lost on the way
+                      is read again together with all behind it */
+    READ_BYTES = 128 << 10,
+    ACK_TIMEOUT = 16, /* 4.096 us * 2^16 = 268 ms */
+    ACK_RETRIES = 7,  /* so a peer is dead after 2 s, or 8 s where the device stretches time-outs */
+    RNR_RETRIES = 3,  /* never needed: the credits see to that */
 };
 
 static struct mailbox_config mail_config(struct rdma *r, bool source)
@@ -89,7 +91,7 @@ int rdma_lane_prepare(struct rdma_lane *lane, struct rdma_cm_id *id, bool source
     struct queue_pair_config config = {
         .receives = rdma_lane_receives(source),
         .signal_bytes = source ? SOURCE_SIGNAL_BYTES : DESTINATION_SIGNAL_BYTES,
-        .max_transfer = TRANSPORT_MAX_TRANSFER,
+        .max_transfer = source ? TRANSPORT_MAX_TRANSFER : READ_BYTES,
     };
     struct mailbox_config mail;
     int result;
