@@ -15,7 +15,7 @@
 
 /* The first pings come close together: one round trip is a poor estimate, the shortest of many a
  * good one. */
-enum { FIRST_PINGS = 16, FIRST_PING_MS = 15 };
+enum { FIRST_PINGS = 16, FIRST_PING_MS = 15, LINGER_MS = 200 };
 
 struct queued {
     struct queued *next;
@@ -394,15 +394,8 @@ int channel_socket(const struct channel *c)
     return c->socket;
 }
 
-void channel_close(struct channel *c)
+static void release(struct channel *c)
 {
-    uint64_t one = 1;
-
-    if (!c)
-        return;
-    if (write(c->stop_event, &one, sizeof(one)) < 0)
-        abort(); /* an eventfd that was never written takes one */
-    pthread_join(c->thread, NULL);
     close(c->stop_event);
     close(c->socket);
     while (c->first) {
@@ -415,4 +408,43 @@ void channel_close(struct channel *c)
     pthread_mutex_destroy(&c->lock);
     pthread_mutex_destroy(&c->sending);
     free(c);
+}
+
+/* A socket that is closed with something unread takes back what the peer has not read yet. */
+static void linger(int socket)
+{
+    uint64_t deadline = clock_now() + LINGER_MS * NS_PER_MS;
+    struct pollfd fd = {.fd = socket, .events = POLLIN};
+    char rest[4096];
+
+    shutdown(socket, SHUT_WR);
+    while (poll(&fd, 1, clock_ms_until(deadline)) > 0)
+        if (recv(socket, rest, sizeof(rest), MSG_DONTWAIT) <= 0)
+            return;
+}
+
+static void stop(struct channel *c)
+{
+    uint64_t one = 1;
+
+    if (write(c->stop_event, &one, sizeof(one)) < 0)
+        abort(); /* an eventfd that was never written takes one */
+    pthread_join(c->thread, NULL);
+}
+
+void channel_close_heard(struct channel *c)
+{
+    if (!c)
+        return;
+    stop(c);
+    linger(c->socket);
+    release(c);
+}
+
+void channel_close(struct channel *c)
+{
+    if (!c)
+        return;
+    stop(c);
+    release(c);
 }

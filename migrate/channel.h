@@ -40,5 +40,7 @@ uint64_t channel_round_trip(struct channel *c);
 int channel_socket(const struct channel *c);
 /* Joins the thread, closes, frees. NULL is fine. Blocks for as long as a send under way. */
 void channel_close(struct channel *c);
+/* The same, but gives the peer up to 200 ms to read what was said to it and to close in turn. */
+void channel_close_heard(struct channel *c);
 
 #endif

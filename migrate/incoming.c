@@ -65,7 +65,7 @@ static void discard(struct incoming *in, const struct error *why)
 
 static void leave(struct incoming *in, enum incoming_phase phase)
 {
-    channel_close(in->channel);
+    channel_close_heard(in->channel);
     in->channel = NULL;
     if (in->socket >= 0)
         close(in->socket);

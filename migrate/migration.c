@@ -121,6 +121,19 @@ int source_receive(struct migration *m, enum message_type wanted, int timeout_ms
     }
 }
 
+/* That a connection was closed tells nothing; whatever else went wrong here goes first. */
+static void take_words(struct message *message, struct error *err)
+{
+    struct error own = *err, words = {0};
+
+    message_unexpected(message, "nothing", &words);
+    error_clear(err);
+    if (own.code == ECONNRESET || own.code == EPIPE || own.code == ESHUTDOWN)
+        *err = words;
+    else
+        error_set(err, own.code, "%.400s (%.300s)", own.text, words.text);
+}
+
 /* A lane that breaks is often only the echo of something the destination has already explained on
  * the channel. */
 static void hear_last_words(struct migration *m, struct error *err)
@@ -135,10 +148,8 @@ static void hear_last_words(struct migration *m, struct error *err)
     while (result == 0 && clock_now() < deadline) {
         while ((result = channel_poll(m->channel, &message, &words)) > 0) {
             bool found = explains(&message);
-            if (found) {
-                error_clear(err);
-                message_unexpected(&message, "nothing", err);
-            }
+            if (found)
+                take_words(&message, err);
             message_free(&message);
             if (found)
                 return;
