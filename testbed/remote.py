@@ -22,10 +22,12 @@ from virtual import instance
 CONNECT_SECONDS, GRACE_SECONDS = 10, 10
 EXIT_SSH, EXIT_TIMED_OUT = 255, (124, 137)
 # $1 is the base of its files, $2 the log. Tells the process id, then waits for the end and writes down the exit code.
-# The lock tells those who wait for the end without looking again and again. With job control (set -m) the process
-# ignores no signal and leads a group of its own; wait -f, because a stopped process has not ended.
-STARTER = ('set -m; exec 9>"$1.lock"; flock 9; base=$1 log=$2; shift 2; '
-           '"$@" >"$log" 2>&1 </dev/null 3>&- 9>&- & echo $! >&3; exec 3>&-; wait -f $!; echo $? >"$base.code"')
+# The lock tells those who wait for the end without looking again and again. By the time its id is told, the process
+# ignores no signal, as it would in the background of a shell without job control, and leads a group of its own. Job
+# control itself (set -m) is no way to that: what is only stopped looks ended then, and `wait -f` at times spins for good.
+STARTER = ('exec 9>"$1.lock"; flock 9; base=$1 log=$2; shift 2; env --default-signal=INT,QUIT setsid sh -c '
+           """'echo $$ >&3; exec "$@" 3>&-' start "$@" >"$log" 2>&1 </dev/null 9>&- & exec 3>&-; wait $!; """
+           'echo $? >"$base.code"')
 LINK_DEVICES = "cat /sys/class/infiniband/*/ports/*/gid_attrs/ndevs/0 2>/dev/null; true"
 
 
