@@ -158,8 +158,8 @@ def run_e2e(build, directory, options, accel, shared, count):
         if wanted(name, options.filters):
             arguments = ["--full"] if options.full and program.suffix == ".py" else []
             told = shared.environment() if on_hosts(program) else {}
-            run_program(name, [str(program), *arguments], {**environment, **told},
-                        FULL_LIMIT if options.full else QUICK_LIMIT, count)
+            limit = FULL_LIMIT if options.full else QUICK_LIMIT if build == "plain" else 2 * QUICK_LIMIT
+            run_program(name, [str(program), *arguments], {**environment, **told}, limit, count)
 
 
 def end_in_time(process, limit):
