@@ -69,7 +69,7 @@ DISTURBANCES = {
     "link down at the destination": (destination_link_down, ON_SOURCE, r"silent|link"),
     "SIGKILL of the source": (kill_source, GONE, r"ended|closed|gone|lost|reset|connection"),
     "SIGKILL of the destination": (kill_destination, ON_SOURCE, r"ended|closed|gone|lost|reset|died|hung up"),
-    "SIGSTOP of the destination": (stop_destination, ON_SOURCE, r"silent|answer"),
+    "SIGSTOP of the destination": (stop_destination, ON_SOURCE, r"silent|answer|acknowledged nothing"),
     "cancel": (cancel, ON_SOURCE, r"cancel"),
 }
 
