@@ -1,6 +1,7 @@
 #!/usr/bin/python3
-"""Migrations of one guest (twenty; fewer in the quick run) that are cancelled in the middle of a round, and one that completes: RDMA resources, memory,
-descriptors and threads of the source's process do not grow, nor do the listener's; and a guest that goes to and fro."""
+"""Migrations of one guest (twenty; fewer in the quick run) that are cancelled in the middle of a round, and one that
+completes: RDMA resources, memory, descriptors and threads of the source's process do not grow, nor do the listener's; and a
+guest that goes to and fro."""
 
 import itertools
 import os
