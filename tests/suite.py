@@ -101,8 +101,8 @@ def count_ctest(build, case, count):
 
 
 class SharedHosts:
-    """One pair of virtual hosts for all tests that need two hosts: booted before the first of them, ended with the suite,
-    however it ends."""
+    """One pair of virtual hosts for all tests that need two hosts: booted before the first of them, ended with the
+    suite, however it ends."""
 
     def __init__(self):
         self.state, self.told = None, {}

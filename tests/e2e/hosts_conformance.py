@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """What every transport promises, held against rdma on the hosts: each conformance program with each way to place and to
-register, plain and in each filter. Both ends are on one host, over its soft-RoCE device; the two hosts work side by side."""
+register, plain and in each filter. Both ends are on one host, over its soft-RoCE device; the two hosts work side by
+side."""
 
 import itertools
 import os
@@ -31,9 +32,10 @@ def failures_in(output):
 def run_program(host, name, row, chosen):
     """One program against one row in one filter; how many tests passed."""
     path = virtual_pair.deploy(host, BUILD / "tests" / f"conformance-{name}")
+    label = f"{name}, {row}, {chosen}"
     process = host.start([path, "--verbose", "-j1"], env={
-        "WANDER_RDMA_IPV4": host.link_address("4"), "WANDER_RDMA_IPV6": host.link_address("6"), "WANDER_CONFORMANCE": row,
-        "WANDER_CONFORMANCE_FILTER": chosen})
+        "WANDER_RDMA_IPV4": host.link_address("4"), "WANDER_RDMA_IPV6": host.link_address("6"),
+        "WANDER_CONFORMANCE": row, "WANDER_CONFORMANCE_FILTER": chosen})
     try:
         code = process.wait(SECONDS)
         output = process.output()
@@ -41,13 +43,13 @@ def run_program(host, name, row, chosen):
         # Criterion runs each test in a process of its own, which may outlive a failure.
         host.run(["kill", f"-{int(signal.SIGKILL)}", "--", f"-{process.pid}"], check=False)
     counts = COUNTS.search(output)
-    expect(counts, f"{name}, {row}, {chosen}: expected a count of tests; it exited with {code} and said: {output[-2000:]}")
+    expect(counts, f"{label}: expected a count of tests; it exited with {code} and said: {output[-2000:]}")
     tested, passed, failed, crashed = map(int, counts.groups())
-    expect(code == 0 and failed + crashed == 0, f"{name}, {row}, {chosen}: expected every test to pass; {failed} of {tested} failed, "
+    expect(code == 0 and failed + crashed == 0, f"{label}: expected every test to pass; {failed} of {tested} failed, "
                                                 f"{crashed} crashed, exit code {code}:\n{failures_in(output)[-6000:]}")
-    expect(tested and passed == tested, f"{name}, {row}, {chosen}: expected tests, all passed; {passed} of {tested} did")
+    expect(tested and passed == tested, f"{label}: expected tests, all passed; {passed} of {tested} did")
     left = resources(host)
-    expect(not left, f"{name}, {row}, {chosen}: expected no {', '.join(RESOURCES)} to be left; there are {left}")
+    expect(not left, f"{label}: expected no {', '.join(RESOURCES)} to be left; there are {left}")
     return tested
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Migrations of one guest (twenty; fewer in the quick run) that are cancelled in the middle of a round, and one that
-completes: RDMA resources, memory, descriptors and threads of the source's process do not grow, nor do the listener's; and a
-guest that goes to and fro."""
+completes: RDMA resources, memory, descriptors and threads of the source's process do not grow, nor do the listener's;
+and a guest that goes to and fro."""
 
 import itertools
 import os
@@ -21,7 +21,9 @@ os.environ["ASAN_OPTIONS"] = f"{os.environ.get('ASAN_OPTIONS', '')}:quarantine_s
 
 
 def options(way):
-    return ["--rdma-op", way[0], "--rdma-register", way[1], "--lanes", 4, "--downtime-limit", "1s", "--throttle", "auto"]
+    operation, registration = way
+    return ["--rdma-op", operation, "--rdma-register", registration, "--lanes", 4, "--downtime-limit", "1s",
+            "--throttle", "auto"]
 
 
 def held(host, pid):
@@ -36,8 +38,8 @@ def cancelled(source, destination, receiver, way):
     wait_until(lambda: "round 0" in migration.output() or not migration.running(), 30, "the first round to begin")
     source.must("cancel", GUEST)
     code = migration.wait(15)
-    expect(code == EXIT_FAILED and "cancel" in migration.output(), f"expected a cancelled migration; it exited with {code} and "
-                                                                   f"said {migration.output()}")
+    expect(code == EXIT_FAILED and "cancel" in migration.output(),
+           f"expected a cancelled migration; it exited with {code} and said {migration.output()}")
     wait_until(lambda: destination.pids() == [receiver.pid], 15, "the session at the destination to end")
     for host in (source, destination):
         host.without_resources()
@@ -58,8 +60,9 @@ def cancelled_again_and_again(context):
                 print(f"{name}, {key} after each of {attempts}: {' '.join(map(str, values))}", flush=True)
                 allowed = RSS_GROWTH if key == "rss_kib" else 0
                 first, last = max(values[:WARM_UP]), values[-1]
-                expect(last <= first + allowed, f"expected the {name}'s {key} to grow by {allowed} at most after the first "
-                                                f"{WARM_UP}; it went from {first} to {last}: {values}")
+                expect(last <= first + allowed,
+                       f"expected the {name}'s {key} to grow by {allowed} at most after the first {WARM_UP}; it went "
+                       f"from {first} to {last}: {values}")
         report = source.migrate(GUEST, receiver.uri, *options(WAYS[0]))
         destination.check(GUEST)
         expect(lab.wait(20) == 0, f"expected the source's process to end with 0; it ended with {lab.code()}")
@@ -84,7 +87,8 @@ def to_and_fro(context):
             history.append([held(host, receivers[host].pid)["descriptors"] for host in hosts])
         print(f"descriptors of the two listeners after each of {hops} moves: {history}", flush=True)
         # A listener has a descriptor for a session whose guest runs there.
-        expect(history[-1] == history[(hops - 1) % 2], f"expected listeners that keep nothing of a session; got {history}")
+        expect(history[-1] == history[(hops - 1) % 2],
+               f"expected listeners that keep nothing of a session; got {history}")
         expect(there.check(GUEST)["moves"] == hops, f"expected {hops} moves; got {there.workload(GUEST)}")
 
 

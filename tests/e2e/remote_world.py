@@ -1,5 +1,6 @@
-"""A World whose hosts are reached by ssh: what tests of two hosts share. Guests, receivers and migrations as in hosts.py, RDMA
-resources counted, the link between the hosts disturbed and mended. A world leaves nothing behind on the hosts."""
+"""A World whose hosts are reached by ssh: what tests of two hosts share. Guests, receivers and migrations as in
+hosts.py, RDMA resources counted, the link between the hosts disturbed and mended. A world leaves nothing behind on the
+hosts."""
 
 import collections
 import ipaddress
@@ -19,6 +20,7 @@ PORTS = itertools.count(7100)
 # Not "ctx": librdmacm keeps the device open as long as the process lives.
 RESOURCES = ("qp", "cq", "mr", "pd", "cm_id")
 FAMILIES = ("4", "6")
+PORT = "/sys/class/infiniband/rxe0/ports/1"
 KERNEL = "ib_core"  # has some for itself
 SANITIZERS = ("ASAN_OPTIONS", "LSAN_OPTIONS", "UBSAN_OPTIONS")
 LOGS = 4  # of the first and of the last programs that were started are shown
@@ -46,7 +48,8 @@ class RemoteMigration:
 
     def __init__(self, process, report_path):
         self.process, self.report_path = process, report_path
-        self.output, self.running, self.signal, self.wait = process.output, process.running, process.signal, process.wait
+        self.output, self.running = process.output, process.running
+        self.signal, self.wait = process.signal, process.wait
 
     def report(self):
         done = self.process.host.run(["cat", self.report_path], check=False)
@@ -54,13 +57,14 @@ class RemoteMigration:
 
 
 class RemoteHost(hosts.Host):
-    """One of the hosts, with directories of this world alone. `limited`: words before the program of whatever is run, such as
-    prlimit."""
+    """One of the hosts, with directories of this world alone. `limited`: words before the program of whatever is run,
+    such as prlimit."""
 
     def __init__(self, world, remote, limited=()):
         self.world, self.remote, self.name, self.limited = world, remote, str(remote), list(limited)
         self.program = virtual_pair.deploy(remote, PROGRAM)
-        self.directory = remote.run("d=$(mktemp -d /tmp/wander-XXXXXX); mkdir -m 700 $d/run $d/state; echo $d").stdout.strip()
+        made = remote.run("d=$(mktemp -d /tmp/wander-XXXXXX); mkdir -m 700 $d/run $d/state; echo $d")
+        self.directory = made.stdout.strip()
         self.mark = f"WANDER_RUNTIME_DIR={self.directory}/run"
         self.env = {"WANDER_RUNTIME_DIR": f"{self.directory}/run", "XDG_STATE_HOME": f"{self.directory}/state",
                     **{name: os.environ[name] for name in SANITIZERS if name in os.environ}}
@@ -79,9 +83,11 @@ class RemoteHost(hosts.Host):
 
     def until_said(self, process, text, seconds):
         """Waits until a program has said something; a Failure if it ends before."""
-        wait_until(lambda: text in process.output() or not process.running(), seconds, f"'{text}' from {process.argv[1]}")
-        expect(text in process.output(), f"expected '{shlex.join(process.argv)}' on {self.name} to say '{text}' and go on; it "
-                                         f"exited with {process.code()} and said: {process.output().strip()}")
+        wait_until(lambda: text in process.output() or not process.running(), seconds,
+                   f"'{text}' from {process.argv[1]}")
+        said = process.output().strip()
+        expect(text in said, f"expected '{shlex.join(process.argv)}' on {self.name} to say '{text}' and go on; it "
+                             f"exited with {process.code()} and said: {said}")
 
     def lab(self, name="guest", memory="96M", vcpus=1, workload="touch=64M,hot=16M,rate=2000"):
         process = self.start(["lab", "--name", name, "--memory", memory, "--vcpus", vcpus, "--workload", workload,
@@ -105,8 +111,8 @@ class RemoteHost(hosts.Host):
         return RemoteMigration(self.start(["migrate", guest, uri, "--json", report, *options]), report)
 
     def guests(self):
-        """Names of the control sockets here that somebody holds. The kernel knows them by their inode only: they are bound by a
-        path through a file descriptor."""
+        """Names of the control sockets here that somebody holds. The kernel knows them by their inode only: they are
+        bound by a path through a file descriptor."""
         shown = self.remote.run(f"stat -c '%i %n' {self.directory}/run/*.sock 2>/dev/null; ss -xleH").stdout
         held = set(re.findall(r"<-> ino:(\d+)", shown))
         sockets = re.findall(rf"(?m)^(\d+) {self.directory}/run/(\S+)\.sock$", shown)
@@ -114,8 +120,9 @@ class RemoteHost(hosts.Host):
 
     def pids(self):
         """Every process of wander on this host."""
-        done = self.remote.run(f"for d in $(grep -lzsxF {self.mark} /proc/[0-9]*/environ); do p=${{d#/proc/}}; p=${{p%/environ}}; "
-                               f'case $(readlink /proc/$p/exe) in {self.program}) echo $p ;; esac; done', check=False)
+        look = (f"for d in $(grep -lzsxF {self.mark} /proc/[0-9]*/environ); do p=${{d#/proc/}}; p=${{p%/environ}}; "
+                f"case $(readlink /proc/$p/exe) in {self.program}) echo $p ;; esac; done")
+        done = self.remote.run(look, check=False)
         return list(map(int, done.stdout.split()))
 
     def kill(self, pids, number):
@@ -133,15 +140,15 @@ class RemoteHost(hosts.Host):
         try:
             wait_until(none, seconds, "no RDMA resource")
         except Failure:
-            raise Failure(f"expected no queue pair, completion queue, memory registration or protection domain to be left on "
-                          f"{self.name}; after {seconds} s there are {left}") from None
+            raise Failure(f"expected no queue pair, completion queue, memory registration or protection domain to be "
+                          f"left on {self.name}; after {seconds} s there are {left}") from None
 
     def end(self):
         """Ends all of this world here."""
         # grep's exit code says nothing here: processes end while it looks.
-        kill = f"for i in 1 2 3 4 5 6 7 8 9 10; do p=$(grep -lzsxF {self.mark} /proc/[0-9]*/environ); [ -n \"$p\" ] || break; " \
-               'for d in $p; do d=${d#/proc/}; kill -KILL ${d%/environ} 2>/dev/null; done; sleep 0.2; done; ' \
-               f"rm -rf {self.directory}"
+        kill = (f"for i in $(seq 10); do p=$(grep -lzsxF {self.mark} /proc/[0-9]*/environ); [ -n \"$p\" ] || break; "
+                "for d in $p; do d=${d#/proc/}; kill -KILL ${d%/environ} 2>/dev/null; done; sleep 0.2; done; "
+                f"rm -rf {self.directory}")
         self.remote.run(kill, seconds=30)
 
 
@@ -200,8 +207,7 @@ class Link:
 
     def __init__(self, found):
         self.hosts = found
-        self.devices = {host.name: host.remote.run("cat /sys/class/infiniband/*/ports/1/gid_attrs/ndevs/0").stdout.split()[0]
-                        for host in found}
+        self.devices = {host.name: host.remote.run(f"cat {PORT}/gid_attrs/ndevs/0").stdout.strip() for host in found}
         self.addresses = {host.name: [host.remote.link_address(family) for family in FAMILIES] for host in found}
 
     def shape(self, text):
@@ -224,18 +230,19 @@ class Link:
                            f"{host.name} to reach {address} again")
 
     def mend(self, host):
-        """Makes soft-RoCE of a host usable again after the link was down there: the queue pair that connections are made through
-        fails for good when it sends meanwhile (seen with Linux 6.12), and then only a new device helps. False if programs have
-        the broken one open: Linux would wait for their end."""
+        """Makes soft-RoCE of a host usable again after the link was down there: the queue pair that connections are
+        made through fails for good when it sends meanwhile (seen with Linux 6.12), and then only a new device helps.
+        False if programs have the broken one open: Linux would wait for their end."""
         if "type GSI state ERR" in host.remote.run("rdma resource show qp").stdout:
             if host.remote.run("rdma resource show ctx").stdout.strip():
                 return False
             host.remote.run(f"rdma link delete rxe0; rdma link add rxe0 type rxe netdev {self.devices[host.name]}")
-        wait_until(lambda: self.complete(host), 15, f"the RDMA port of {host.name} to be active, with all its addresses")
+        wait_until(lambda: self.complete(host), 15,
+                   f"the RDMA port of {host.name} to be active, with all its addresses")
         return True
 
     def complete(self, host):
-        seen = host.remote.run("cat /sys/class/infiniband/*/ports/1/state /sys/class/infiniband/*/ports/1/gids/[0-9]").stdout
+        seen = host.remote.run(f"cat {PORT}/state {PORT}/gids/[0-9]").stdout
         return "ACTIVE" in seen and all(gid_of(address) in seen for address in self.addresses[host.name])
 
     def restore(self):

@@ -1,5 +1,5 @@
-"""The two virtual hosts that some tests run on: those that the suite has booted and names in the environment, else a pair of
-one's own. Programs are copied there once, however many tests use them."""
+"""The two virtual hosts that some tests run on: those that the suite has booted and names in the environment, else a
+pair of one's own. Programs are copied there once, however many tests use them."""
 
 import atexit
 import functools
@@ -40,8 +40,8 @@ def run_tool(state, *arguments, seconds=150):
 
 
 def boot(until_pid):
-    """Boots a pair, which ends when that process does, and fetches what that needs; its state directory. NoHosts when this
-    machine lacks something."""
+    """Boots a pair, which ends when that process does, and fetches what that needs; its state directory. NoHosts when
+    this machine lacks something."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     for tool, package in TOOLS.items():
         if not shutil.which(tool, path=path):
