@@ -31,6 +31,8 @@ def read_bandwidth(said, size):
     if not found:
         raise Failure(f"expected a line of figures from ib_send_bw; it said:\n{said[-1500:]}")
     average, by_messages = float(found.group(2)), float(found.group(3)) * 1e6 * size
+    if not by_messages:
+        raise Failure(f"ib_send_bw took no figure: its message rate is 0; it said:\n{said[-1500:]}")
     unit = min((1e6, float(MIB)), key=lambda unit: abs(average * unit - by_messages))
     expect(abs(average * unit / by_messages - 1) < 0.02, f"expected ib_send_bw's average ({average}) and message rate "
                                                          f"({found.group(3)} millions of {size} bytes) to agree")
