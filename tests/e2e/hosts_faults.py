@@ -68,7 +68,8 @@ def cancel(disturbed):
 
 # What happens; the outcome that is right; what the message speaks of.
 DISTURBANCES = {
-    "link down at the source": (source_link_down, ON_SOURCE, r"silent|link"),
+    # As a rule it names the port; "closed" when the connection broke well before the port said that it is down.
+    "link down at the source": (source_link_down, ON_SOURCE, r"silent|link|closed"),
     "link down at the destination": (destination_link_down, ON_SOURCE, r"silent|link"),
     "SIGKILL of the source": (kill_source, GONE, r"ended|closed|gone|lost|reset|connection"),
     "SIGKILL of the destination": (kill_destination, ON_SOURCE, r"ended|closed|gone|lost|reset|died|hung up"),

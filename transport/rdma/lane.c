@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <string.h>
 
+#include "transport/base/clock.h"
 #include "transport/rdma/device.h"
 #include "transport/rdma/status.h"
 
@@ -18,7 +19,9 @@ enum {
     READ_BYTES = 128 << 10,
     ACK_TIMEOUT = 16, /* 4.096 us * 2^16 = 268 ms */
     ACK_RETRIES = 7,  /* so a peer is dead after 2 s, or 8 s where the device stretches time-outs */
-    RNR_RETRIES = 3,  /* never needed: the credits see to that */
+    PORT_LOOKS = 5,
+    PORT_LOOK_MS = 20,
+    RNR_RETRIES = 3, /* never needed: the credits see to that */
 };
 
 static struct mailbox_config mail_config(struct rdma *r, bool source)
@@ -209,11 +212,19 @@ void rdma_lane_close(struct rdma_lane *lane)
     lane->state = LANE_UNBOUND;
 }
 
-/* A connection also ends without the peer's doing, when the link of this host goes down. */
+/* A connection also ends without the peer's doing, when the link of this host goes down; the port
+ * may say so a moment later. */
 static int closed_by_peer(const struct rdma_lane *lane, struct error *err)
 {
     struct ibv_context *verbs = lane->id->verbs;
     const char *state = device_port_state(verbs, lane->id->port_num);
+
+    for (unsigned i = 0; i < PORT_LOOKS && !strcmp(state, "active"); i++) {
+        if (latch_ended(&lane->rdma->latch))
+            break;
+        clock_sleep_until(clock_now() + PORT_LOOK_MS * NS_PER_MS);
+        state = device_port_state(verbs, lane->id->port_num);
+    }
 
     if (strcmp(state, "active") != 0)
         return error_set(err, ENETDOWN,
