@@ -158,7 +158,8 @@ def run_e2e(build, directory, options, accel, shared, count):
         if wanted(name, options.filters):
             arguments = ["--full"] if options.full and program.suffix == ".py" else []
             told = shared.environment() if on_hosts(program) else {}
-            limit = FULL_LIMIT if options.full else QUICK_LIMIT if build == "plain" else 2 * QUICK_LIMIT
+            patience = (2 if on_hosts(program) else 1) * (1 if build == "plain" else 2)
+            limit = FULL_LIMIT if options.full else patience * QUICK_LIMIT
             run_program(name, [str(program), *arguments], {**environment, **told}, limit, count)
 
 
