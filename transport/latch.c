@@ -88,6 +88,18 @@ void latch_wait(struct latch *l, bool (*ready)(void *context), void *context, in
     pthread_mutex_unlock(&l->lock);
 }
 
+static bool never(void *context)
+{
+    (void)context;
+    return false;
+}
+
+int latch_await_end(struct latch *l, int timeout_ms, struct error *err)
+{
+    latch_wait(l, never, NULL, timeout_ms);
+    return latch_check(l, err);
+}
+
 void latch_wake(struct latch *l)
 {
     if (!atomic_load(&l->sleepers))

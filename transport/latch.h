@@ -36,6 +36,8 @@ int latch_check(struct latch *l, struct error *err);
  * runs under the lock and must look at sequentially consistent atomics only; who changes them calls
  * latch_wake. */
 void latch_wait(struct latch *l, bool (*ready)(void *context), void *context, int timeout_ms);
+/* Sleeps until the end or timeout_ms (-1: no limit); then as latch_check. */
+int latch_await_end(struct latch *l, int timeout_ms, struct error *err);
 /* After a change `ready` may wait for. Costs one load when nobody sleeps. Any thread. */
 void latch_wake(struct latch *l);
 

@@ -27,16 +27,9 @@ struct transport *filter_detach(struct transport *t)
     return inner;
 }
 
-static bool never(void *context)
-{
-    (void)context;
-    return false;
-}
-
 int filter_sleep(struct filter *f, int timeout_ms, struct error *err)
 {
-    latch_wait(&f->latch, never, NULL, timeout_ms);
-    return latch_check(&f->latch, err);
+    return latch_await_end(&f->latch, timeout_ms, err);
 }
 
 static struct transport *inner_of(const struct transport *t)

@@ -318,12 +318,6 @@ static int loop_fence(struct transport *t, uint64_t id, struct error *err)
     return result < 0 ? result : outbox_fence(&end->link->outbox, id, err);
 }
 
-static bool nothing_to_reap(void *context)
-{
-    (void)context;
-    return false;
-}
-
 static int loop_reap(struct transport *t, struct completion *completions, unsigned max,
                      int timeout_ms, struct error *err)
 {
@@ -331,8 +325,7 @@ static int loop_reap(struct transport *t, struct completion *completions, unsign
 
     if (end->is_source)
         return outbox_reap(&end->link->outbox, completions, max, timeout_ms, err);
-    latch_wait(&end->latch, nothing_to_reap, NULL, timeout_ms);
-    return latch_check(&end->latch, err);
+    return latch_await_end(&end->latch, timeout_ms, err);
 }
 
 static void loop_stats(const struct transport *t, struct transport_stats *stats)
