@@ -1,7 +1,6 @@
 #include "transport/rdma/rdma.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -9,6 +8,7 @@
 #include "transport/rdma/destination.h"
 #include "transport/rdma/device.h"
 #include "transport/rdma/source.h"
+#include "transport/base/thread.h"
 
 enum { DEFAULT_DEAD_AFTER_MS = 5000 };
 
@@ -38,18 +38,6 @@ void rdma_fail(struct rdma *r, const struct error *cause)
         end_lanes(r);
 }
 
-static int start_thread(struct rdma_lane *lane, void *(*main)(void *))
-{
-    sigset_t all, before;
-    int result;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    result = pthread_create(&lane->thread, NULL, main, lane);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return result;
-}
-
 static void remember_device(struct rdma *r)
 {
     pthread_mutex_lock(&r->lock);
@@ -68,13 +56,13 @@ static int start(struct rdma *r, enum rdma_role role, struct error *err)
     r->role = role;
     for (; r->running < r->params.lanes; r->running++) {
         struct rdma_lane *lane = &r->lanes[r->running];
-        int result =
-            start_thread(lane, role == RDMA_SOURCE ? rdma_source_main : rdma_destination_main);
+        int result = thread_start(
+            &lane->thread, role == RDMA_SOURCE ? rdma_source_main : rdma_destination_main, lane);
 
         if (result) {
-            error_set_errno(err, result, "cannot start a thread for lane %u", lane->index);
+            error_set_errno(err, -result, "cannot start a thread for lane %u", lane->index);
             rdma_fail(r, err);
-            return -result;
+            return result;
         }
     }
     return latch_check(&r->latch, err);
@@ -210,12 +198,6 @@ static int rdma_fence(struct transport *t, uint64_t id, struct error *err)
     return result < 0 ? result : outbox_fence(&r->outbox, id, err);
 }
 
-static bool nothing_to_reap(void *context)
-{
-    (void)context;
-    return false;
-}
-
 static int rdma_reap(struct transport *t, struct completion *completions, unsigned max,
                      int timeout_ms, struct error *err)
 {
@@ -223,8 +205,7 @@ static int rdma_reap(struct transport *t, struct completion *completions, unsign
 
     if (r->role == RDMA_SOURCE)
         return outbox_reap(&r->outbox, completions, max, timeout_ms, err);
-    latch_wait(&r->latch, nothing_to_reap, NULL, timeout_ms);
-    return latch_check(&r->latch, err);
+    return latch_await_end(&r->latch, timeout_ms, err);
 }
 
 static void rdma_stats(const struct transport *t, struct transport_stats *stats)

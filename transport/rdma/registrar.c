@@ -1,13 +1,13 @@
 #include "transport/rdma/registrar.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "transport/base/clock.h"
 #include "transport/base/options.h"
+#include "transport/base/thread.h"
 
 void registrar_init(struct registrar *r)
 {
@@ -60,17 +60,13 @@ unsigned registrar_threads(void)
 
 int registrar_start(struct registrar *r, unsigned threads, struct error *err)
 {
-    sigset_t all, before;
     int result = 0;
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (!result && r->running < threads) {
-        result = pthread_create(&r->threads[r->running], NULL, registrar_main, r);
+        result = thread_start(&r->threads[r->running], registrar_main, r);
         r->running += !result;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return result ? error_set_errno(err, result, "cannot start a thread to register memory") : 0;
+    return result ? error_set_errno(err, -result, "cannot start a thread to register memory") : 0;
 }
 
 void registrar_add(struct registrar *r, struct registrar_job *job)

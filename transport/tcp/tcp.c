@@ -2,13 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "transport/base/address.h"
 #include "transport/tcp/lane.h"
+#include "transport/base/thread.h"
 
 enum { DEFAULT_DEAD_AFTER_MS = 5000 };
 
@@ -34,30 +34,17 @@ void tcp_fail(struct tcp *tcp, const struct error *cause)
         tcp_wake_all(tcp);
 }
 
-/* Signals are for the program's own threads; splice(2) to a closed socket raises one that nobody
- * needs. */
-static int start_thread(struct tcp_lane *lane, void *(*main)(void *))
-{
-    sigset_t all, before;
-    int result;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    result = pthread_create(&lane->thread, NULL, main, lane);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return result;
-}
-
 static int tcp_start(struct tcp *tcp, enum tcp_role role, struct error *err)
 {
     for (; tcp->running < tcp->params.lanes; tcp->running++) {
         struct tcp_lane *lane = &tcp->lanes[tcp->running];
-        int result = start_thread(lane, role == TCP_SOURCE ? tcp_sender_main : tcp_receiver_main);
+        int result = thread_start(&lane->thread,
+                                  role == TCP_SOURCE ? tcp_sender_main : tcp_receiver_main, lane);
 
         if (result) {
-            error_set_errno(err, result, "cannot start a thread for lane %u", lane->index);
+            error_set_errno(err, -result, "cannot start a thread for lane %u", lane->index);
             tcp_fail(tcp, err);
-            return -result;
+            return result;
         }
     }
     tcp->role = role;
@@ -179,12 +166,6 @@ static int tcp_fence(struct transport *t, uint64_t id, struct error *err)
     return result < 0 ? result : outbox_fence(&tcp->outbox, id, err);
 }
 
-static bool nothing_to_reap(void *context)
-{
-    (void)context;
-    return false;
-}
-
 static int tcp_reap(struct transport *t, struct completion *completions, unsigned max,
                     int timeout_ms, struct error *err)
 {
@@ -192,8 +173,7 @@ static int tcp_reap(struct transport *t, struct completion *completions, unsigne
 
     if (tcp->role == TCP_SOURCE)
         return outbox_reap(&tcp->outbox, completions, max, timeout_ms, err);
-    latch_wait(&tcp->latch, nothing_to_reap, NULL, timeout_ms);
-    return latch_check(&tcp->latch, err);
+    return latch_await_end(&tcp->latch, timeout_ms, err);
 }
 
 static void tcp_stats(const struct transport *t, struct transport_stats *stats)

@@ -9,6 +9,7 @@
 #include "migrate/guest/lab/vm.h"
 #include "transport/base/clock.h"
 #include "transport/base/log.h"
+#include "transport/base/thread.h"
 
 #define KICK_SIGNAL SIGRTMIN
 
@@ -233,14 +234,9 @@ static void *vcpu_main(void *argument)
 
 int lab_start_thread(pthread_t *thread, void *(*main)(void *), void *argument, struct error *err)
 {
-    sigset_t all, before;
-    int ret;
+    int ret = thread_start(thread, main, argument);
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    ret = pthread_create(thread, NULL, main, argument);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return ret == 0 ? 0 : error_set_errno(err, ret, "starting a thread of the guest failed");
+    return ret == 0 ? 0 : error_set_errno(err, -ret, "starting a thread of the guest failed");
 }
 
 int lab_start_threads(struct lab *lab, struct error *err)

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +13,7 @@
 #include "migrate/guest/synthetic/internal.h"
 #include "migrate/guest/synthetic/userfaultfd.h"
 #include "transport/base/clock.h"
+#include "transport/base/thread.h"
 
 #define PAUSE_LIMIT (2 * NS_PER_S)
 
@@ -169,22 +169,17 @@ static void join_vcpus(struct synthetic *s)
         pthread_join(s->vcpus[i].thread, NULL);
 }
 
-/* They park at once: the guest is on hold from the start. Signals are for the program's own
- * threads. */
+/* They park at once: the guest is on hold from the start. */
 static int start_vcpus(struct synthetic *s, struct error *err)
 {
-    sigset_t all, before;
     int code = 0;
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (code == 0 && s->vcpus_started < s->vcpu_count) {
         struct vcpu *v = &s->vcpus[s->vcpus_started];
-        code = pthread_create(&v->thread, NULL, vcpu_run, v);
+        code = thread_start(&v->thread, vcpu_run, v);
         s->vcpus_started += code == 0;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return code ? error_set_errno(err, code, "cannot start vCPU %u as a thread", s->vcpus_started)
+    return code ? error_set_errno(err, -code, "cannot start vCPU %u as a thread", s->vcpus_started)
                 : 0;
 }
 
