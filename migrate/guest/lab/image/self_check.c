@@ -3,7 +3,7 @@
 #include "migrate/guest/workload_pattern.h"
 #include "vcpu.h"
 
-enum { STEP_PAGES = 64 };
+enum { STEP_PAGES = 16 };
 
 static void note_bad(struct vcpu *v, uint64_t index, enum stamp_result result)
 {
