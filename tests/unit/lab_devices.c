@@ -150,6 +150,11 @@ Test(lab_devices, ports_of_the_lab)
     cr_expect_eq(devices_in(&d, 0, LAB_PORT_MAGIC, 2), UINT32_MAX, "magic in two bytes");
     cr_expect_eq(devices_in(&d, 0, 0x1234, 4), UINT32_MAX, "an unknown port");
     cr_expect_eq(devices_out(&d, 0, LAB_PORT_SLEEP, 4, 1), DEVICE_SLEEP);
+    devices_slept(&d, 0, 1234567);
+    devices_slept(&d, 1, 5ull << 32);
+    cr_expect_eq(devices_in(&d, 0, LAB_PORT_SLEPT, 4), 1234567, "slept: each vCPU's own");
+    cr_expect_eq(devices_in(&d, 1, LAB_PORT_SLEPT, 4), UINT32_MAX,
+                 "slept: longer than 32 bits hold");
     cr_expect_eq(devices_out(&d, 0, LAB_PORT_EXIT, 4, 1), DEVICE_EXIT);
     cr_expect_eq(devices_out(&d, 0, LAB_PORT_EXIT, 1, 1), DEVICE_DONE, "exit in one byte");
     before = clock_now();

@@ -25,6 +25,7 @@
 #define LAB_PORT_SLEEP      0x608 /* out, 32 bit: rest for up to so many ns; may return early */
 #define LAB_PORT_MOVES      0x60c /* in, 32 bit: how many times this guest was resumed on another host */
 #define LAB_PORT_MAGIC      0x610 /* in, 32 bit: LAB_MAGIC */
+#define LAB_PORT_SLEPT      0x618 /* in, 32 bit: how long this vCPU's latest rest was, in ns, up to the pause if one ended it */
 #define LAB_PORT_EXIT       0x614 /* out, 32 bit: the guest cannot go on; the VMM reports it and pauses it */
 
 #define LAB_MAGIC 0x52444e57u /* "WNDR" */

@@ -152,6 +152,8 @@ static uint32_t port_in(struct devices_state *s, unsigned vcpu, uint16_t port)
         return s->clock_latch[vcpu];
     case LAB_PORT_MOVES:
         return s->moves;
+    case LAB_PORT_SLEPT:
+        return s->slept[vcpu];
     case LAB_PORT_MAGIC:
         return LAB_MAGIC;
     default:
@@ -186,6 +188,13 @@ enum device_request devices_out(struct devices *d, unsigned vcpu, uint16_t port,
         return DEVICE_EXIT;
     }
     return DEVICE_DONE;
+}
+
+void devices_slept(struct devices *d, unsigned vcpu, uint64_t ns)
+{
+    pthread_mutex_lock(&d->lock);
+    d->state.slept[vcpu] = ns < UINT32_MAX ? (uint32_t)ns : UINT32_MAX;
+    pthread_mutex_unlock(&d->lock);
 }
 
 int devices_receive(struct devices *d, char byte)

@@ -15,6 +15,7 @@ struct devices_state {
     int64_t clock_offset; /* the guest's clock minus CLOCK_MONOTONIC here, ns */
     uint32_t moves;
     uint32_t clock_latch[GUEST_MAX_VCPUS];
+    uint32_t slept[GUEST_MAX_VCPUS]; /* ns, the latest rest */
     uint8_t interrupt_enable, line_control, modem_control, scratch, divisor[2];
     uint8_t receive[DEVICES_RECEIVE_SIZE];
     uint32_t receive_count;
@@ -42,6 +43,9 @@ uint32_t devices_in(struct devices *d, unsigned vcpu, uint16_t port, unsigned si
  * stop for good. */
 enum device_request devices_out(struct devices *d, unsigned vcpu, uint16_t port, unsigned size,
                                 uint32_t value);
+
+/* After DEVICE_SLEEP: the vCPU has rested for so many ns, or a pause has ended its rest. */
+void devices_slept(struct devices *d, unsigned vcpu, uint64_t ns);
 
 /* The remaining calls: any thread. */
 int devices_receive(struct devices *d, char byte); /* -EAGAIN: the receiver is full */

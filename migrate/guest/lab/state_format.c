@@ -105,6 +105,8 @@ static int put_devices(struct guest_state *out, const struct devices_state *d)
     wire_put_u32(&w, d->moves);
     for (unsigned i = 0; i < GUEST_MAX_VCPUS; i++)
         wire_put_u32(&w, d->clock_latch[i]);
+    for (unsigned i = 0; i < GUEST_MAX_VCPUS; i++)
+        wire_put_u32(&w, d->slept[i]);
     wire_put_u8(&w, d->interrupt_enable);
     wire_put_u8(&w, d->line_control);
     wire_put_u8(&w, d->modem_control);
@@ -123,6 +125,8 @@ static void get_devices(struct wire_reader *r, struct devices_state *d)
     d->moves = wire_get_u32(r);
     for (unsigned i = 0; i < GUEST_MAX_VCPUS; i++)
         d->clock_latch[i] = wire_get_u32(r);
+    for (unsigned i = 0; i < GUEST_MAX_VCPUS; i++)
+        d->slept[i] = wire_get_u32(r);
     d->interrupt_enable = wire_get_u8(r);
     d->line_control = wire_get_u8(r);
     d->modem_control = wire_get_u8(r);

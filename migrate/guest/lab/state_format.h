@@ -14,7 +14,7 @@
 
 enum {
     STATE_MAGIC = 0x31534c57,
-    STATE_VERSION = 1,
+    STATE_VERSION = 2,
     STATE_WHOLE = 0xffff,
     STATE_HEAD_BYTES = 12,
     STATE_SECTION_BYTES = 8,

@@ -69,14 +69,16 @@ static void fail(struct lab_vcpu *v, const char *what)
     pthread_mutex_unlock(&lab->lock);
 }
 
-static void sleep_in_guest(struct lab *lab, uint32_t ns)
+static void sleep_in_guest(struct lab_vcpu *v, uint32_t ns)
 {
-    uint64_t deadline = clock_now() + ns;
+    struct lab *lab = v->lab;
+    uint64_t started = clock_now();
 
     pthread_mutex_lock(&lab->lock);
-    while (lab->running && !lab->quit && wait_until(lab, deadline))
+    while (lab->running && !lab->quit && wait_until(lab, started + ns))
         continue;
     pthread_mutex_unlock(&lab->lock);
+    devices_slept(&lab->devices, v->index, clock_now() - started);
 }
 
 static void handle_request(struct lab_vcpu *v, enum device_request request, uint32_t value)
@@ -84,7 +86,7 @@ static void handle_request(struct lab_vcpu *v, enum device_request request, uint
     char text[64];
 
     if (request == DEVICE_SLEEP) {
-        sleep_in_guest(v->lab, value);
+        sleep_in_guest(v, value);
     } else if (request == DEVICE_EXIT) {
         snprintf(text, sizeof text, "it wrote %u to its exit port", value);
         fail(v, text);

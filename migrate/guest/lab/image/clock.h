@@ -25,9 +25,6 @@ struct clock {
     uint64_t (*gap)(uint64_t now, uint64_t ns);
 };
 
-/* vCPU 0 measures the gap that a move makes: by so much it may measure it too long. */
-#define NAP_NS 2500000ull
-
 bool clock_vmm_present(void);
 extern const struct clock clock_vmm, clock_tsc;
 

@@ -14,6 +14,7 @@ enum { RTC_INDEX = 0x70, RTC_DATA = 0x71, RTC_SECONDS = 0x00, RTC_NMI_OFF = 0x80
 #define SECOND_NS    1000000000ull
 #define GAP_MIN_NS   20000000ull /* less is what a busy host does to a vCPU anyway */
 #define RTC_WAIT_TSC (1ull << 36)
+#define SPIN_NS      2500000ull /* by so much a gap may be measured too long */
 #define RTC_LOOK_NS  500000ull
 
 enum { CALIBRATION_TRIES = 10 };
@@ -88,7 +89,7 @@ static void tsc_sleep(uint64_t ns)
 
 static uint64_t tsc_rest(uint64_t from, uint64_t until)
 {
-    tsc_sleep(until - from < NAP_NS ? until - from : NAP_NS);
+    tsc_sleep(until - from < SPIN_NS ? until - from : SPIN_NS);
     return from;
 }
 

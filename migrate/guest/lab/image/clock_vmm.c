@@ -3,10 +3,7 @@
 #include "cpu.h"
 #include "migrate/guest/lab/abi.h"
 
-#define NAP_LATE_NS 1000000ull
-#define IDLE_NAP_NS                                                                                \
-    16000000ull /* of a guest that has nothing to write: it costs its host next to nothing */
-enum { NAPS = 16 };
+#define REST_NS 40000000ull
 
 bool clock_vmm_present(void)
 {
@@ -29,23 +26,12 @@ static void vmm_sleep(uint64_t ns)
     out32(LAB_PORT_SLEEP, ns < UINT32_MAX ? (uint32_t)ns : UINT32_MAX);
 }
 
-/* In naps, which are all that an idle guest costs, so nothing else is done between them. */
+/* The VMM tells how long the guest rested before a pause: what is left of the time that passed is
+ * the gap. */
 static uint64_t vmm_rest(uint64_t from, uint64_t until)
 {
-    uint64_t nap = until == UINT64_MAX ? IDLE_NAP_NS : NAP_NS;
-
-    for (unsigned naps = NAPS; naps; naps--) {
-        uint64_t ns = until - from, now;
-
-        vmm_sleep(ns < nap ? ns : nap);
-        if (ns <= nap)
-            break;
-        now = vmm_now();
-        if (now - from > nap + NAP_LATE_NS || now >= until)
-            break;
-        from = now;
-    }
-    return from;
+    vmm_sleep(until - from < REST_NS ? until - from : REST_NS);
+    return from + in32(LAB_PORT_SLEPT);
 }
 
 static uint32_t vmm_moves(void)
