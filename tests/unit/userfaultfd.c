@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "migrate/guest/pagemap.h"
-#include "migrate/guest/synthetic/userfaultfd.h"
+#include "migrate/guest/userfaultfd.h"
 #include "transport/base/clock.h"
 
 #define MIB        (1ull << 20)

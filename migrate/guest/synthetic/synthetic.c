@@ -11,7 +11,7 @@
 #include "migrate/guest/host_memory.h"
 #include "migrate/guest/pagemap.h"
 #include "migrate/guest/synthetic/internal.h"
-#include "migrate/guest/synthetic/userfaultfd.h"
+#include "migrate/guest/userfaultfd.h"
 #include "transport/base/clock.h"
 #include "transport/base/thread.h"
 

@@ -1,6 +1,6 @@
 /* A page is dirty while it is populated and not write-protected. So a page that is populated for
  * the first time is dirty by nature, and holes need neither arming nor page tables. */
-#include "migrate/guest/synthetic/userfaultfd.h"
+#include "migrate/guest/userfaultfd.h"
 
 #include <errno.h>
 #include <fcntl.h>
