@@ -28,6 +28,7 @@ enum {
 
 struct incoming {
     struct incoming_options options;
+    struct guest_host host; /* the session thread's */
     struct migration_observer observer;
     pthread_t thread;
     struct wakeup wakeup;

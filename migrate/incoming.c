@@ -122,6 +122,8 @@ int incoming_start(int socket, const struct incoming_options *options,
         return error_set(err, ENOMEM, "no memory for an incoming migration");
     }
     in->options = *options;
+    in->host.command = options->command;
+    memcpy(in->host.runtime, options->runtime, sizeof(in->host.runtime));
     in->observer = *observer;
     in->socket = socket;
     in->pending_socket = -1;
@@ -221,6 +223,8 @@ void incoming_free(struct incoming *in)
         close(in->pending_socket);
     if (in->guest)
         in->guest->ops->destroy(in->guest);
+    if (in->host.ready)
+        in->host.ready->ops->destroy(in->host.ready);
     close(in->cancel_event);
     ownership_destroy(&in->ownership);
     pthread_mutex_destroy(&in->lock);

@@ -10,6 +10,8 @@ struct incoming_options {
     char kind[GUEST_KIND_SIZE]; /* "": any; else only this kind is accepted */
     char filter[128];           /* around the transport's receiving end; "": none */
     uint64_t pin_limit;         /* bytes, of this end; 0: TRANSPORT_DEFAULT_PIN_LIMIT */
+    char *const *command;       /* as guest_host.command; outlives the incoming */
+    char runtime[256];          /* as guest_host.runtime */
     /* Says whether a name is free on this host; adds a reason if not. `keep`: it is taken from then
      * on; else this is a question only. From the session thread. May be NULL. */
     void (*name_check)(void *context, const char *name, bool keep, struct reasons *reasons);

@@ -139,7 +139,7 @@ void destination_judge(struct incoming *in, struct guest_description *d, struct 
     if (sum != d->memory_bytes)
         reasons_add(reasons, "the guest's regions do not add up to its memory");
     if (kind)
-        kind->check(d, reasons);
+        kind->check(&in->host, d, reasons);
 }
 
 void destination_look_at_lanes(struct incoming *in, uint64_t memory_bytes,
@@ -191,7 +191,7 @@ static int refuse(struct incoming *in, struct reasons *reasons, struct error *er
 static int make_guest(struct incoming *in, const struct guest_description *d, struct error *err)
 {
     struct guest *guest;
-    int result = guest_kind_find(d->kind)->incoming(d, &guest, err);
+    int result = guest_kind_find(d->kind)->incoming(&in->host, d, &guest, err);
 
     if (result)
         return result;

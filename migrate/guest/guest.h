@@ -116,6 +116,13 @@ struct guest {
     const struct guest_ops *ops;
 };
 
+/* Who has the guest, as this end may assume. */
+enum guest_holder {
+    GUEST_HELD_HERE,     /* it runs here, or would if nobody were moving it */
+    GUEST_HELD_IN_DOUBT, /* the other end may have it */
+    GUEST_HELD_THERE,    /* it is only on its way here */
+};
+
 /* Every member is required unless it says "may be NULL". */
 struct guest_ops {
     const char *kind;
@@ -161,24 +168,40 @@ struct guest_ops {
      * be NULL. */
     void (*console)(struct guest *g, char *out, size_t size);
 
+    /* Who holds the guest from here on, told before it takes effect: what is to become of it should
+     * this process die. Never blocks. May be NULL: the guest ends with its process. */
+    void (*entrust)(struct guest *g, enum guest_holder holder);
+
+    /* Frees `g` and leaves the guest to itself as it is. May be NULL: it lives in this process. */
+    void (*detach)(struct guest *g);
     /* Ends and frees the guest, RAM included. Blocks (seconds for large guests). */
     void (*destroy)(struct guest *g);
+};
+
+/* What a destination makes guests with. */
+struct guest_host {
+    char *const *command; /* qemu: program and arguments, as the operator gave them; NULL: none */
+    char runtime[256];    /* directory for sockets */
+    struct guest *ready;  /* what `check` had to make for its answer, for `incoming` to take; or
+                             NULL. Whoever has the host destroys it in the end */
 };
 
 /* A kind of guest, as a destination sees it. */
 struct guest_kind {
     const char *kind;
     /* Adds a reason for everything that keeps this host from running the guest described. The
-     * description comes from a peer: hostile until checked. Makes nothing. Blocks briefly (opens
-     * /dev/kvm). */
-    void (*check)(const struct guest_description *description, struct reasons *reasons);
+     * description comes from a peer: hostile until checked. Blocks briefly (opens /dev/kvm; starts
+     * a QEMU). */
+    void (*check)(struct guest_host *host, const struct guest_description *description,
+                  struct reasons *reasons);
     /* Makes an incoming guest: RAM allocated (untouched), vCPUs there and paused. */
-    int (*incoming)(const struct guest_description *description, struct guest **out,
-                    struct error *err);
+    int (*incoming)(struct guest_host *host, const struct guest_description *description,
+                    struct guest **out, struct error *err);
 };
 
 extern const struct guest_kind lab_guest_kind;
 extern const struct guest_kind synthetic_guest_kind;
+extern const struct guest_kind qemu_guest_kind;
 
 /* The kind called `name`, or NULL. */
 const struct guest_kind *guest_kind_find(const char *name);

@@ -53,7 +53,7 @@ static inline struct guest *new_incoming(struct guest *source)
     struct guest *guest = NULL;
 
     cr_assert_eq(source->ops->describe(source, &description, &err), 0, "describe: %s", err.text);
-    cr_assert_eq(lab_guest_kind.incoming(&description, &guest, &err), 0, "incoming: %s", err.text);
+    cr_assert_eq(lab_guest_kind.incoming(&(struct guest_host){0}, &description, &guest, &err), 0, "incoming: %s", err.text);
     guest_description_free(&description);
     return guest;
 }

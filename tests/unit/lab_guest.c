@@ -453,17 +453,18 @@ Test(lab_guest, descriptions_are_checked_field_by_field)
         struct guest *incoming = NULL;
 
         cr_assert_eq(guest->ops->describe(guest, &description, &err), 0, "describe: %s", err.text);
-        lab_guest_kind.check(&description, &reasons);
+        lab_guest_kind.check(&(struct guest_host){0}, &description, &reasons);
         cr_expect_eq(reasons.count, 0, "as described: %s", reasons.text);
         cases[i].spoil(&description);
-        lab_guest_kind.check(&description, &reasons);
+        lab_guest_kind.check(&(struct guest_host){0}, &description, &reasons);
         cr_expect_eq(reasons.count, 1, "%s: expected 1 reason, got %u: %s", cases[i].name,
                      reasons.count, reasons.text);
         cr_expect(reasons.text && strstr(reasons.text, cases[i].reason),
                   "%s: expected \"%s\" in: %s", cases[i].name, cases[i].reason, reasons.text);
         if (!cases[i].by_check_only)
-            cr_expect_lt(lab_guest_kind.incoming(&description, &incoming, &err), 0,
-                         "%s: incoming took it", cases[i].name);
+            cr_expect_lt(
+                lab_guest_kind.incoming(&(struct guest_host){0}, &description, &incoming, &err), 0,
+                "%s: incoming took it", cases[i].name);
         reasons_free(&reasons);
         guest_description_free(&description);
     }

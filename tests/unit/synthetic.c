@@ -321,9 +321,10 @@ static struct guest *incoming_of(struct guest *from)
     struct guest *to;
 
     cr_assert_eq(from->ops->describe(from, &d, &err), 0, "%s", err.text);
-    synthetic_guest_kind.check(&d, &reasons);
+    synthetic_guest_kind.check(&(struct guest_host){0}, &d, &reasons);
     cr_assert_eq(reasons.count, 0, "%s", reasons.text);
-    cr_assert_eq(synthetic_guest_kind.incoming(&d, &to, &err), 0, "%s", err.text);
+    cr_assert_eq(synthetic_guest_kind.incoming(&(struct guest_host){0}, &d, &to, &err), 0, "%s",
+                 err.text);
     guest_description_free(&d);
     return to;
 }

@@ -168,14 +168,15 @@ Test(synthetic_state, hostile_descriptions)
         struct error err = {0};
         struct guest *to;
         lies[i].tell(&d);
-        synthetic_guest_kind.check(&d, &reasons);
+        synthetic_guest_kind.check(&(struct guest_host){0}, &d, &reasons);
         cr_expect_eq(reasons.count, lies[i].reasons, "%s: %u reasons, expected %u: %s",
                      lies[i].name, reasons.count, lies[i].reasons,
                      reasons.text ? reasons.text : "(none)");
         cr_expect(reasons.text && strstr(reasons.text, lies[i].word),
                   "%s: '%s' does not mention %s", lies[i].name, reasons.text ? reasons.text : "",
                   lies[i].word);
-        cr_expect_eq(synthetic_guest_kind.incoming(&d, &to, &err), -EINVAL, "%s", lies[i].name);
+        cr_expect_eq(synthetic_guest_kind.incoming(&(struct guest_host){0}, &d, &to, &err), -EINVAL,
+                     "%s", lies[i].name);
         reasons_free(&reasons);
         guest_description_free(&d);
     }
@@ -255,7 +256,8 @@ static void start_pause_and_load(void)
     cr_assert_eq(g->ops->resume(g, &err), 0, "%s", err.text);
     cr_assert_eq(g->ops->pause(g, &err), 0, "%s", err.text);
     struct guest_state state = saved(g);
-    cr_assert_eq(synthetic_guest_kind.incoming(&d, &incoming, &err), 0, "%s", err.text);
+    cr_assert_eq(synthetic_guest_kind.incoming(&(struct guest_host){0}, &d, &incoming, &err), 0,
+                 "%s", err.text);
     cr_expect_eq(load(incoming, state.bytes, state.size), 0, "a state saved right after the start");
     incoming->ops->destroy(incoming);
     g->ops->destroy(g);

@@ -381,8 +381,10 @@ free_models:
     free(models);
 }
 
-static void lab_check(const struct guest_description *description, struct reasons *reasons)
+static void lab_check(struct guest_host *host, const struct guest_description *description,
+                      struct reasons *reasons)
 {
+    (void)host;
     check_identity(description, reasons);
     check_platform(description, reasons);
 }
@@ -411,9 +413,10 @@ static int make_incoming(const struct guest_description *description, struct cpu
 }
 
 /* Asks for nothing but shape again: what this host can do was asked by lab_check. */
-static int lab_incoming(const struct guest_description *description, struct guest **out,
-                        struct error *err)
+static int lab_incoming(struct guest_host *host, const struct guest_description *description,
+                        struct guest **out, struct error *err)
 {
+    (void)host;
     struct reasons reasons = {0};
     struct cpu_model *cpu;
     int ret;

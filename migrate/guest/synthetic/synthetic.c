@@ -86,8 +86,10 @@ static void check_regions(const struct guest_description *d, struct reasons *rea
                     r->id, r->size, d->memory_bytes);
 }
 
-static void synthetic_check(const struct guest_description *d, struct reasons *reasons)
+static void synthetic_check(struct guest_host *host, const struct guest_description *d,
+                            struct reasons *reasons)
 {
+    (void)host;
     struct error err = {0};
     struct workload w = {0};
 
@@ -235,14 +237,14 @@ int synthetic_guest_new(const struct synthetic_config *config, struct guest **ou
     return make(config, false, out, err);
 }
 
-static int synthetic_incoming(const struct guest_description *d, struct guest **out,
-                              struct error *err)
+static int synthetic_incoming(struct guest_host *host, const struct guest_description *d,
+                              struct guest **out, struct error *err)
 {
     struct synthetic_config config = {.memory_bytes = d->memory_bytes, .vcpus = d->vcpus};
     struct reasons reasons = {0};
     int rc;
 
-    synthetic_check(d, &reasons);
+    synthetic_check(host, d, &reasons);
     if (reasons.count) {
         error_set(err, EINVAL, "cannot make the incoming guest: %s",
                   reasons.text ? reasons.text : "out of memory");

@@ -1,0 +1,13 @@
+/* A QEMU guest: RAM in named shared files moved by us, device state by QEMU itself, driven over
+ * QMP. */
+#ifndef MIGRATE_GUEST_QEMU_QEMU_H
+#define MIGRATE_GUEST_QEMU_QEMU_H
+
+#include "migrate/guest/guest.h"
+
+/* Takes hold of a QEMU that is there, by its QMP socket, without disturbing it. Whatever keeps it
+ * from being moved is said all at once: -EPERM. `name`: "" for QEMU's own name (-name), or else the
+ * socket's file name without its ending. */
+int qemu_guest_attach(const char *socket, const char *name, struct guest **out, struct error *err);
+
+#endif
