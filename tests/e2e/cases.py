@@ -50,6 +50,20 @@ def parse_options(description):
     return options
 
 
+def in_some_try(body, tries=3):
+    """A case that measures: what other programs on the host spoil once in a while comes right in another try, what is
+    wrong is wrong in each."""
+    def tried(context):
+        for left in range(tries - 1, -1, -1):
+            try:
+                return body(context)
+            except hosts.Failure as failure:
+                if left == 0:
+                    raise
+                print(f"once more: {failure}", flush=True)
+    return tried
+
+
 def run_case(name, body, options):
     started = time.monotonic()
     try:

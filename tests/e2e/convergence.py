@@ -4,7 +4,7 @@ at full speed; with throttling it finishes within the downtime limit."""
 
 import time
 
-from cases import run_cases
+from cases import in_some_try, run_cases
 from hosts import EXIT_FAILED, World, expect, running, writing_speed
 
 RATE = 12000  # pages/s: 47 MiB/s
@@ -51,4 +51,5 @@ def throttles(context):
         destination.check("guest")
 
 
-run_cases(__doc__, {"gives up without throttling": gives_up, "converges by throttling": throttles})
+run_cases(__doc__, {"gives up without throttling": in_some_try(gives_up),
+                    "converges by throttling": in_some_try(throttles)})
