@@ -120,7 +120,7 @@ class SharedHosts:
         began = time.monotonic()
         try:
             self.state = virtual_pair.boot(os.getpid())
-            self.told = {virtual_pair.HOSTS: str(self.state)}
+            self.told = {virtual_pair.HOSTS: str(self.state), virtual_pair.UNTIL: str(os.getpid())}
             print(f"two virtual hosts are up after {time.monotonic() - began:.1f} s", flush=True)
         except virtual_pair.NoHosts as reason:
             self.told = {virtual_pair.WHY_SKIP: str(reason)}

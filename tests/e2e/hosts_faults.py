@@ -10,6 +10,7 @@ import signal
 import time
 
 import outcomes
+import virtual_pair
 from cases import run_cases
 from hosts import SLOW, Failure, expect, wait_until
 from outcomes import GONE, GUEST, ON_SOURCE
@@ -136,7 +137,7 @@ def disturbances(name):
         for way in ways:
             with RemoteWorld() as world:
                 disturb(world, name, way, context.random.uniform(0.2, 3))
-    return body
+    return virtual_pair.renewed(body)
 
 
 def over_poor_link(shape, way):
@@ -170,5 +171,5 @@ def poor_links(context):
 
 
 CASES = {name: disturbances(name) for name in DISTURBANCES}
-CASES["poor links"] = poor_links
+CASES["poor links"] = virtual_pair.renewed(poor_links)
 run_cases(__doc__, CASES)

@@ -20,8 +20,9 @@ from hosts import ROOT, Failure  # noqa: E402
 from virtual import image  # noqa: E402
 from virtual.packages import Trouble  # noqa: E402
 
-# The state directory of hosts that are up; or why there are none: a reason to skip, or to fail.
-HOSTS, WHY_SKIP, WHY_FAIL = "WANDER_HOSTS", "WANDER_HOSTS_SKIP", "WANDER_HOSTS_FAIL"
+# The state directory of hosts that are up and the process they end with; or why there are none: a reason to skip, or to
+# fail.
+HOSTS, UNTIL, WHY_SKIP, WHY_FAIL = "WANDER_HOSTS", "WANDER_HOSTS_UNTIL", "WANDER_HOSTS_SKIP", "WANDER_HOSTS_FAIL"
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "ssh": "openssh-client", "dpkg-deb": "dpkg", "mke2fs": "e2fsprogs"}
 PROGRAMS = "/usr/local/lib/wander-tests"
 
@@ -51,11 +52,15 @@ def boot(until_pid):
     except (Trouble, OSError) as trouble:
         raise NoHosts(f"the image of the virtual hosts could not be made: {' '.join(str(trouble).split())}") from None
     state = tempfile.mkdtemp(prefix="wander-hosts-")
+    bring_up(state, until_pid)
+    return state
+
+
+def bring_up(state, until_pid):
     done = run_tool(state, "up", "--until-pid", until_pid)
     if done.returncode:
         shutil.rmtree(state, ignore_errors=True)
         raise Failure(f"expected the virtual hosts to boot; {(done.stdout + done.stderr).strip()}")
-    return state
 
 
 def answers(state):
@@ -64,10 +69,35 @@ def answers(state):
     return bool(found) and all(host.get("answers") for host in found.values())
 
 
+def last_words(state):
+    """What the kernels of both hosts said last."""
+    consoles = [Path(state) / f"{name}.console" for name in ("a", "b")]
+    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in consoles if path.exists())
+
+
+def renewed(body):
+    """A case during which a host's kernel may hang, as soft-RoCE's does now and then when its link goes down: then the
+    hosts are booted anew and the case is tried once more."""
+    def tried(context):
+        try:
+            return body(context)
+        except Failure as failure:
+            state = state_directory()
+            if answers(state):
+                raise
+            print(f"a virtual host hangs: {failure}\n{last_words(state)}\nbooting both anew", flush=True)
+        end(state)
+        bring_up(state, os.environ.get(UNTIL, os.getpid()))
+        hosts.cache_clear()
+        return body(context)
+    return tried
+
+
 def end(state):
     run_tool(state, "down", seconds=60)
 
 
+@functools.lru_cache(None)
 def own_state():
     """Hosts of this process alone."""
     state = boot(os.getpid())
