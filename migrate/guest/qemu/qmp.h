@@ -18,6 +18,10 @@ struct qmp;
  * within 3 s (it serves one client at a time, and another has it), -ECONNREFUSED, -ENOENT, -EPROTO
  * when no QMP is spoken there. Blocks. */
 int qmp_connect(const char *path, struct qmp **out, struct error *err);
+/* Takes over a connection that another process negotiated and left in whatever state: what it had
+ * begun to send is dropped by QEMU, answers to it are passed over. `socket` is q's from then on; on
+ * failure it stays the caller's. -ECONNRESET, -ETIMEDOUT. */
+int qmp_adopt(int socket, struct qmp **out, struct error *err);
 /* The process that listens at the other end, as the kernel tells (SO_PEERCRED): QEMU, or what
  * started it and made the socket for it. */
 pid_t qmp_peer(const struct qmp *q);
