@@ -3,34 +3,29 @@
 #include "migrate/guest/userfaultfd.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "migrate/guest/dirty_map.h"
 #include "migrate/guest/pagemap.h"
 
-/* Newer than the headers of Debian 12. */
-#define FEATURE_WP_ASYNC    (1ull << 15)
-#define OPEN_USER_MODE_ONLY 1
-#define DEVICE_NEW_IOCTL    _IO(0xAA, 0x00)
+#define FEATURE_WP_ASYNC (1ull << 15) /* newer than the headers of Debian 12 */
 
 struct tracked_region {
     struct guest_region region;
+    uint64_t address;           /* in the tracked process; while started */
     struct dirty_map collected; /* session's thread only */
     struct dirty_map marked;    /* by hand, not taken yet; under `lock` */
 };
 
 struct userfaultfd_tracker {
     struct tracker tracker;
-    int faults; /* the userfaultfd while started, else -1 */
-    int pagemap;
+    struct userfaultfd_source *source;
+    int faults;                 /* the userfaultfd while started, else -1 */
     pthread_mutex_t lock;       /* over `marked` of all regions and `mark_failed` */
     int mark_failed;            /* -ENOMEM: a mark was lost; collect reports it */
     unsigned count, registered; /* the first ones are registered with `faults` */
@@ -42,73 +37,36 @@ static struct userfaultfd_tracker *of(struct tracker *t)
     return (struct userfaultfd_tracker *)t;
 }
 
-/* The system call first: with USER_MODE_ONLY it asks for no privilege. Where a container forbids
- * it, the device may still be there. Kernel-mode writes are tracked all the same: WP_ASYNC hands no
- * fault to anyone. */
-static int open_userfaultfd(void)
-{
-    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | OPEN_USER_MODE_ONLY);
-    int code = errno;
-
-    if (fd >= 0)
-        return fd;
-    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    if (device < 0)
-        return -code;
-    fd = ioctl(device, DEVICE_NEW_IOCTL, O_CLOEXEC | O_NONBLOCK);
-    code = errno;
-    close(device);
-    return fd < 0 ? -code : fd;
-}
-
-static int open_asynchronous(struct error *err)
+int userfaultfd_enable(int fd, struct error *err)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = FEATURE_WP_ASYNC};
-    int fd = open_userfaultfd();
 
-    if (fd < 0)
-        return error_set_errno(
-            err, -fd,
-            "cannot open a userfaultfd to track dirty pages; allow the system call "
-            "userfaultfd (seccomp) or give access to /dev/userfaultfd");
     if (ioctl(fd, UFFDIO_API, &api) == 0)
-        return fd;
-    int code = errno;
-    close(fd);
+        return 0;
     return error_set_errno(
-        err, code,
+        err, errno,
         "cannot track dirty pages: this kernel's userfaultfd has no asynchronous "
         "write-protection; use Linux 6.7 or newer with CONFIG_PTE_MARKER_UFFD_WP");
 }
 
-static int open_pagemap(struct error *err)
+static int register_region(int fd, const struct tracked_region *r, struct error *err)
 {
-    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-
-    return fd < 0
-               ? error_set_errno(err, errno, "cannot open /proc/self/pagemap (is /proc mounted?)")
-               : fd;
-}
-
-static int register_region(int fd, const struct guest_region *region, struct error *err)
-{
-    struct uffdio_register range = {
-        .range = {.start = (uintptr_t)region->host, .len = region->size},
-        .mode = UFFDIO_REGISTER_MODE_WP};
+    struct uffdio_register range = {.range = {.start = r->address, .len = r->region.size},
+                                    .mode = UFFDIO_REGISTER_MODE_WP};
 
     if (ioctl(fd, UFFDIO_REGISTER, &range) == 0)
         return 0;
-    return error_set_errno(err, errno, "cannot track region %s (%s)", region->name,
+    return error_set_errno(err, errno, "cannot track region %s (%s)", r->region.name,
                            errno == EBUSY ? "another tracker is at work on it" : "UFFDIO_REGISTER");
 }
 
 /* Goes over a whole region, `add`ing the written runs to `map` where there is one. Passes over
  * holes in no time. */
-static int scan_region(int pagemap, const struct guest_region *region, enum pagemap_mode mode,
+static int scan_region(int pagemap, const struct tracked_region *r, enum pagemap_mode mode,
                        struct dirty_map *map)
 {
     struct pagemap_run runs[512];
-    uint64_t origin = (uintptr_t)region->host, at = origin, end = origin + region->size;
+    uint64_t origin = r->address, at = origin, end = origin + r->region.size;
 
     while (at < end) {
         int count = pagemap_scan(pagemap, &at, end, mode, runs, 512);
@@ -136,7 +94,7 @@ static void uffd_stop(struct tracker *t)
     if (u->faults < 0)
         return;
     for (unsigned i = 0; i < u->count; i++) {
-        struct uffdio_range range = {.start = (uintptr_t)u->regions[i].region.host,
+        struct uffdio_range range = {.start = u->regions[i].address,
                                      .len = u->regions[i].region.size};
         if (i < u->registered) /* or older kernels would end another tracker's registration */
             ioctl(u->faults, UFFDIO_UNREGISTER, &range);
@@ -144,8 +102,20 @@ static void uffd_stop(struct tracker *t)
         dirty_map_clear(&u->regions[i].marked);
     }
     close(u->faults);
+    u->source->ops->close(u->source);
     u->faults = -1;
     u->registered = 0;
+}
+
+static int arm_region(struct userfaultfd_tracker *u, struct tracked_region *r, struct error *err)
+{
+    int rc = register_region(u->faults, r, err);
+
+    if (rc < 0)
+        return rc;
+    u->registered++;
+    rc = scan_region(u->source->pagemap, r, PAGEMAP_WRITTEN_ARM, NULL);
+    return rc < 0 ? scan_failed(&r->region, rc, err) : 0;
 }
 
 /* Arms all that is populated: what is written from here on is dirty, what was written before is for
@@ -153,20 +123,18 @@ static void uffd_stop(struct tracker *t)
 static int uffd_start(struct tracker *t, struct error *err)
 {
     struct userfaultfd_tracker *u = of(t);
-    int rc = 0;
+    int rc;
 
     if (u->faults >= 0)
         return 0;
-    u->faults = open_asynchronous(err);
+    u->faults = u->source->ops->open(u->source, err);
     if (u->faults < 0)
         return u->faults;
     u->mark_failed = 0;
+    rc = userfaultfd_enable(u->faults, err);
     for (unsigned i = 0; i < u->count && rc == 0; i++) {
-        const struct guest_region *region = &u->regions[i].region;
-        rc = register_region(u->faults, region, err);
-        u->registered += rc == 0;
-        if (rc == 0 && (rc = scan_region(u->pagemap, region, PAGEMAP_WRITTEN_ARM, NULL)) < 0)
-            scan_failed(region, rc, err);
+        u->regions[i].address = u->source->ops->address(u->source, &u->regions[i].region, i);
+        rc = arm_region(u, &u->regions[i], err);
     }
     if (rc < 0)
         uffd_stop(t);
@@ -178,7 +146,7 @@ static int collect_region(struct userfaultfd_tracker *u, struct tracked_region *
     int rc;
 
     dirty_map_clear(&r->collected);
-    rc = scan_region(u->pagemap, &r->region, PAGEMAP_WRITTEN, &r->collected);
+    rc = scan_region(u->source->pagemap, r, PAGEMAP_WRITTEN, &r->collected);
     if (rc < 0)
         return rc;
     pthread_mutex_lock(&u->lock);
@@ -215,7 +183,7 @@ static int scan_chunk(struct userfaultfd_tracker *u, uint32_t region, uint64_t c
                       struct error *err)
 {
     struct pagemap_run runs[GUEST_CHUNK_PAGES / 2 + 1];
-    const struct guest_region *r;
+    const struct tracked_region *r;
     uint64_t start, end;
 
     memset(bits, 0, TRACKER_WORDS_PER_CHUNK * sizeof(bits[0]));
@@ -223,14 +191,15 @@ static int scan_chunk(struct userfaultfd_tracker *u, uint32_t region, uint64_t c
         chunk >= (u->regions[region].region.size + GUEST_CHUNK_SIZE - 1) / GUEST_CHUNK_SIZE)
         return error_set(err, EINVAL, "no chunk %llu in region %u", (unsigned long long)chunk,
                          region);
-    r = &u->regions[region].region;
-    start = (uintptr_t)r->host + chunk * GUEST_CHUNK_SIZE;
-    end = (uintptr_t)r->host + r->size;
+    r = &u->regions[region];
+    start = r->address + chunk * GUEST_CHUNK_SIZE;
+    end = r->address + r->region.size;
     end = end - start > GUEST_CHUNK_SIZE ? start + GUEST_CHUNK_SIZE : end;
     for (uint64_t at = start; at < end;) {
-        int count = pagemap_scan(u->pagemap, &at, end, mode, runs, GUEST_CHUNK_PAGES / 2 + 1);
+        int count =
+            pagemap_scan(u->source->pagemap, &at, end, mode, runs, GUEST_CHUNK_PAGES / 2 + 1);
         if (count < 0)
-            return scan_failed(r, count, err);
+            return scan_failed(&r->region, count, err);
         for (int i = 0; i < count; i++)
             dirty_bits_set(bits, (unsigned)((runs[i].start - start) / GUEST_PAGE_SIZE),
                            (unsigned)((runs[i].end - runs[i].start) / GUEST_PAGE_SIZE));
@@ -287,29 +256,8 @@ static void uffd_close(struct tracker *t)
         dirty_map_free(&u->regions[i].marked);
     }
     pthread_mutex_destroy(&u->lock);
-    close(u->pagemap);
+    u->source->ops->free(u->source);
     free(u);
-}
-
-int userfaultfd_probe(struct error *err)
-{
-    struct pagemap_run run;
-    uint64_t at = 0;
-    int rc, fd = open_asynchronous(err);
-
-    if (fd < 0)
-        return fd;
-    close(fd);
-    fd = open_pagemap(err);
-    if (fd < 0)
-        return fd;
-    rc = pagemap_scan(fd, &at, GUEST_PAGE_SIZE, PAGEMAP_POPULATED, &run, 1);
-    close(fd);
-    return rc < 0
-               ? error_set_errno(err, -rc,
-                                 "cannot track dirty pages: PAGEMAP_SCAN does not work here; use "
-                                 "Linux 6.7 or newer")
-               : 0;
 }
 
 static const struct tracker_ops userfaultfd_ops = {
@@ -324,27 +272,20 @@ static const struct tracker_ops userfaultfd_ops = {
     .close = uffd_close,
 };
 
-int userfaultfd_tracker_new(const struct guest_region *regions, unsigned count,
-                            struct tracker **out, struct error *err)
+int userfaultfd_tracker_over(struct userfaultfd_source *source, const struct guest_region *regions,
+                             unsigned count, struct tracker **out, struct error *err)
 {
     struct userfaultfd_tracker *u = calloc(1, sizeof(*u) + count * sizeof(u->regions[0]));
-    int rc;
 
     if (!u)
         return error_set_errno(err, ENOMEM, "cannot make a tracker");
     u->tracker.ops = &userfaultfd_ops;
+    u->source = source;
     u->faults = -1;
     u->count = count;
     for (unsigned i = 0; i < count; i++)
         u->regions[i].region = regions[i];
-    u->pagemap = rc = open_pagemap(err);
-    if (rc < 0)
-        goto free_tracker;
     pthread_mutex_init(&u->lock, NULL);
     *out = &u->tracker;
     return 0;
-
-free_tracker:
-    free(u);
-    return rc;
 }

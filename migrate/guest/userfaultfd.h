@@ -2,8 +2,8 @@
  * (UFFD_FEATURE_WP_ASYNC), read and set again by PAGEMAP_SCAN. Sees every write by this process, by
  * the kernel for it (recv into guest RAM), and by KVM; not DMA through pages that were pinned
  * before. Linux 6.7 and newer. */
-#ifndef MIGRATE_GUEST_SYNTHETIC_USERFAULTFD_H
-#define MIGRATE_GUEST_SYNTHETIC_USERFAULTFD_H
+#ifndef MIGRATE_GUEST_USERFAULTFD_H
+#define MIGRATE_GUEST_USERFAULTFD_H
 
 #include "migrate/guest/guest.h"
 #include "migrate/guest/tracker.h"
@@ -17,5 +17,29 @@ int userfaultfd_probe(struct error *err);
  * with -EBUSY while another one tracks them. */
 int userfaultfd_tracker_new(const struct guest_region *regions, unsigned count,
                             struct tracker **out, struct error *err);
+
+/* Whose memory it is. Calls come from the tracker's thread. */
+struct userfaultfd_source {
+    const struct userfaultfd_source_ops *ops;
+    int pagemap; /* of the process */
+};
+
+struct userfaultfd_source_ops {
+    /* At the start: a userfaultfd of the process on which UFFDIO_API has not been called yet. The
+     * caller's, to be closed. */
+    int (*open)(struct userfaultfd_source *s, struct error *err);
+    /* Where the process has a region; after open. */
+    uint64_t (*address)(const struct userfaultfd_source *s, const struct guest_region *region,
+                        unsigned index);
+    /* Undoes open, after the userfaultfd was closed. */
+    void (*close)(struct userfaultfd_source *s);
+    void (*free)(struct userfaultfd_source *s);
+};
+
+/* A tracker of the memory that `source` tells of. Takes the source when it succeeds. */
+int userfaultfd_tracker_over(struct userfaultfd_source *source, const struct guest_region *regions,
+                             unsigned count, struct tracker **out, struct error *err);
+/* Asks a new userfaultfd for asynchronous write-protection: -EINVAL where there is none. */
+int userfaultfd_enable(int fd, struct error *err);
 
 #endif
