@@ -77,16 +77,113 @@ int dirty_map_add(struct dirty_map *map, uint64_t page, uint64_t count)
     return 0;
 }
 
+int dirty_map_add_word(struct dirty_map *map, uint64_t word, uint64_t bits)
+{
+    struct dirty_chunk *entry = obtain(map, word / TRACKER_WORDS_PER_CHUNK);
+
+    if (!entry)
+        return -ENOMEM;
+    entry->bits[word % TRACKER_WORDS_PER_CHUNK] |= bits;
+    return 0;
+}
+
+static void add_bits(struct dirty_chunk *to, const struct dirty_chunk *from)
+{
+    for (size_t j = 0; j < TRACKER_WORDS_PER_CHUNK; j++)
+        to->bits[j] |= from->bits[j];
+}
+
+static size_t count_missing(const struct dirty_map *map, const struct dirty_map *from)
+{
+    size_t missing = 0;
+
+    for (size_t i = 0; i < from->count; i++) {
+        size_t at = lower_bound(map, from->chunks[i].chunk);
+        missing += at == map->count || map->chunks[at].chunk != from->chunks[i].chunk;
+    }
+    return missing;
+}
+
+static int reserve(struct dirty_map *map, size_t count)
+{
+    if (count <= map->capacity)
+        return 0;
+    struct dirty_chunk *grown = reallocarray(map->chunks, count, sizeof(*grown));
+    if (!grown)
+        return -ENOMEM;
+    map->chunks = grown;
+    map->capacity = count;
+    return 0;
+}
+
+/* From the top down, so that every entry moves once, to its final place. */
+static void merge_downwards(struct dirty_map *map, size_t missing, const struct dirty_map *from)
+{
+    size_t old = map->count, place = old + missing;
+
+    map->count = place;
+    for (size_t i = from->count; i > 0; i--) {
+        const struct dirty_chunk *entry = &from->chunks[i - 1];
+        while (old > 0 && map->chunks[old - 1].chunk > entry->chunk)
+            map->chunks[--place] = map->chunks[--old];
+        if (old > 0 && map->chunks[old - 1].chunk == entry->chunk)
+            map->chunks[--place] = map->chunks[--old];
+        else
+            map->chunks[--place] = (struct dirty_chunk){.chunk = entry->chunk};
+        add_bits(&map->chunks[place], entry);
+    }
+}
+
 int dirty_map_merge(struct dirty_map *map, const struct dirty_map *from)
 {
-    for (size_t i = 0; i < from->count; i++) {
-        struct dirty_chunk *entry = obtain(map, from->chunks[i].chunk);
-        if (!entry)
-            return -ENOMEM;
-        for (size_t j = 0; j < TRACKER_WORDS_PER_CHUNK; j++)
-            entry->bits[j] |= from->chunks[i].bits[j];
+    size_t missing = count_missing(map, from);
+
+    if (missing == 0) {
+        for (size_t i = 0; i < from->count; i++)
+            add_bits(&map->chunks[lower_bound(map, from->chunks[i].chunk)], &from->chunks[i]);
+        return 0;
+    }
+    if (reserve(map, map->count + missing) < 0)
+        return -ENOMEM;
+    merge_downwards(map, missing, from);
+    return 0;
+}
+
+int dirty_map_add_difference(struct dirty_map *map, const struct dirty_map *a,
+                             const struct dirty_map *b)
+{
+    static const struct dirty_chunk none = {0};
+
+    for (size_t i = 0, k = 0; i < a->count; i++) {
+        while (k < b->count && b->chunks[k].chunk < a->chunks[i].chunk)
+            k++;
+        bool both = k < b->count && b->chunks[k].chunk == a->chunks[i].chunk;
+        const struct dirty_chunk *other = both ? &b->chunks[k] : &none;
+        for (size_t j = 0; j < TRACKER_WORDS_PER_CHUNK; j++) {
+            uint64_t bits = a->chunks[i].bits[j] & ~other->bits[j];
+            uint64_t word = a->chunks[i].chunk * TRACKER_WORDS_PER_CHUNK + j;
+            if (bits && dirty_map_add_word(map, word, bits) < 0)
+                return -ENOMEM;
+        }
     }
     return 0;
+}
+
+bool dirty_map_span(const struct dirty_map *map, uint64_t page, uint64_t *end)
+{
+    uint64_t chunk = page / GUEST_CHUNK_PAGES;
+    size_t i = lower_bound(map, chunk);
+
+    if (i == map->count || map->chunks[i].chunk != chunk) {
+        *end = i == map->count ? UINT64_MAX : map->chunks[i].chunk * GUEST_CHUNK_PAGES;
+        return false;
+    }
+    while (i < map->count && map->chunks[i].chunk == chunk) {
+        i++;
+        chunk++;
+    }
+    *end = chunk * GUEST_CHUNK_PAGES;
+    return true;
 }
 
 /* The first bit at or after `first`, or GUEST_CHUNK_PAGES. */

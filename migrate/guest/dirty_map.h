@@ -23,8 +23,16 @@ struct dirty_map {
 
 /* Adds pages [page, page+count). Cheapest in ascending order. -ENOMEM. */
 int dirty_map_add(struct dirty_map *map, uint64_t page, uint64_t count);
-/* Adds everything in `from`. -ENOMEM. */
+/* Adds 64 pages' bits: the word at `word` of a bitmap of the region. -ENOMEM. */
+int dirty_map_add_word(struct dirty_map *map, uint64_t word, uint64_t bits);
+/* Adds everything in `from`. -ENOMEM: nothing was added. */
 int dirty_map_merge(struct dirty_map *map, const struct dirty_map *from);
+/* Adds the pages that are in `a` and not in `b`. -ENOMEM. */
+int dirty_map_add_difference(struct dirty_map *map, const struct dirty_map *a,
+                             const struct dirty_map *b);
+/* Whether the map has an entry for the chunk of `page`, and in *end the page where that changes
+ * (UINT64_MAX: nowhere). */
+bool dirty_map_span(const struct dirty_map *map, uint64_t page, uint64_t *end);
 /* The first dirty page at or after *page, into *page; false: none. */
 bool dirty_map_next(struct dirty_map *map, uint64_t *page);
 /* Removes a chunk's pages from the map and adds them to `bits`. */

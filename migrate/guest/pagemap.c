@@ -37,11 +37,22 @@ static const struct scan_argument modes[] = {
                              .category_mask = IS_WRITTEN,
                              .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
                              .return_mask = IS_WRITTEN},
+    [PAGEMAP_UNARMED] = {.flags = SCAN_CHECK_ASYNC,
+                         .category_mask = IS_WRITTEN,
+                         .return_mask = IS_WRITTEN | IS_PRESENT | IS_SWAPPED},
+    [PAGEMAP_UNARMED_ARM] = {.flags = SCAN_CHECK_ASYNC | SCAN_ARM,
+                             .category_mask = IS_WRITTEN,
+                             .return_mask = IS_WRITTEN | IS_PRESENT | IS_SWAPPED},
     [PAGEMAP_POPULATED] = {.category_inverted = IS_ZERO_PAGE,
                            .category_mask = IS_ZERO_PAGE,
                            .category_anyof_mask = IS_PRESENT | IS_SWAPPED,
                            .return_mask = IS_PRESENT | IS_SWAPPED},
 };
+
+bool pagemap_run_absent(const struct pagemap_run *run)
+{
+    return !(run->categories & (IS_PRESENT | IS_SWAPPED));
+}
 
 int pagemap_scan(int fd, uint64_t *at, uint64_t end, enum pagemap_mode mode,
                  struct pagemap_run *runs, unsigned max)

@@ -1,4 +1,4 @@
-/* What the kernel knows about this process's mappings: present pages, and pages written since they
+/* What the kernel knows about a process's mappings: present pages, and pages written since they
  * were write-protected (Documentation/admin-guide/mm/pagemap.rst). */
 #ifndef MIGRATE_GUEST_PAGEMAP_H
 #define MIGRATE_GUEST_PAGEMAP_H
@@ -28,13 +28,21 @@ struct pagemap_run {
 enum pagemap_mode {
     PAGEMAP_WRITTEN,     /* populated pages written since they were last armed; arms nothing */
     PAGEMAP_WRITTEN_ARM, /* the same, and arms them in the same step: no write falls in between */
-    PAGEMAP_POPULATED,   /* present or swapped, the shared zero page left out */
+    /* Pages not armed, populated or not: for shared memory, whose pages leave the page table
+     * without leaving the file. Arming puts markers where nothing is mapped, and needs page tables
+     * for them. */
+    PAGEMAP_UNARMED,
+    PAGEMAP_UNARMED_ARM,
+    PAGEMAP_POPULATED, /* present or swapped, the shared zero page left out */
 };
 
-/* One PAGEMAP_SCAN call on `fd` (/proc/self/pagemap) over [*at, end): fills up to `max` runs, moves
+/* In the modes UNARMED: not mapped by the process. */
+bool pagemap_run_absent(const struct pagemap_run *run);
+
+/* One PAGEMAP_SCAN call on `fd` (/proc/PID/pagemap) over [*at, end): fills up to `max` runs, moves
  * *at to where it stopped and returns how many. Arming asks for a userfaultfd in WP_ASYNC mode on
- * the range (-EPERM without). Holes are passed over, never populated. -ENOTTY: the kernel has no
- * PAGEMAP_SCAN. */
+ * the range (-EPERM without). Holes are passed over and never populated, but for what arming in
+ * mode UNARMED_ARM says. -ENOTTY: the kernel has no PAGEMAP_SCAN. */
 int pagemap_scan(int fd, uint64_t *at, uint64_t end, enum pagemap_mode mode,
                  struct pagemap_run *runs, unsigned max);
 

@@ -1,7 +1,7 @@
 /* The tracker "userfaultfd": write-protection that the kernel itself lifts at the first write
- * (UFFD_FEATURE_WP_ASYNC), read and set again by PAGEMAP_SCAN. Sees every write by this process, by
+ * (UFFD_FEATURE_WP_ASYNC), read and set again by PAGEMAP_SCAN. Sees every write by the process, by
  * the kernel for it (recv into guest RAM), and by KVM; not DMA through pages that were pinned
- * before. Linux 6.7 and newer. */
+ * before: whoever starts that sets marks. Linux 6.7 and newer. */
 #ifndef MIGRATE_GUEST_USERFAULTFD_H
 #define MIGRATE_GUEST_USERFAULTFD_H
 
@@ -24,13 +24,23 @@ struct userfaultfd_source {
     int pagemap; /* of the process */
 };
 
+struct userfaultfd_place {
+    uint64_t address; /* in the tracked process */
+    int file;         /* the shared file that is mapped there, from its beginning; -1: private
+                         anonymous memory */
+    /* A bit a page, set by others when a page was written past the page table; NULL: nobody does */
+    _Atomic uint64_t *marks;
+};
+
 struct userfaultfd_source_ops {
     /* At the start: a userfaultfd of the process on which UFFDIO_API has not been called yet. The
      * caller's, to be closed. */
     int (*open)(struct userfaultfd_source *s, struct error *err);
-    /* Where the process has a region; after open. */
-    uint64_t (*address)(const struct userfaultfd_source *s, const struct guest_region *region,
-                        unsigned index);
+    /* Where a region is; after open. */
+    void (*place)(const struct userfaultfd_source *s, const struct guest_region *region,
+                  unsigned index, struct userfaultfd_place *out);
+    /* Once per collect: whether all writes since open were seen. -errno. May be NULL. */
+    int (*check)(struct userfaultfd_source *s, struct error *err);
     /* Undoes open, after the userfaultfd was closed. */
     void (*close)(struct userfaultfd_source *s);
     void (*free)(struct userfaultfd_source *s);

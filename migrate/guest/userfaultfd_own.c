@@ -44,12 +44,12 @@ static int open_own(struct userfaultfd_source *source, struct error *err)
                            "userfaultfd (seccomp) or give access to /dev/userfaultfd");
 }
 
-static uint64_t own_address(const struct userfaultfd_source *source,
-                            const struct guest_region *region, unsigned index)
+static void place_own(const struct userfaultfd_source *source, const struct guest_region *region,
+                      unsigned index, struct userfaultfd_place *out)
 {
     (void)source;
     (void)index;
-    return (uintptr_t)region->host;
+    *out = (struct userfaultfd_place){.address = (uintptr_t)region->host, .file = -1};
 }
 
 static void close_own(struct userfaultfd_source *source)
@@ -64,7 +64,7 @@ static void free_own(struct userfaultfd_source *source)
 }
 
 static const struct userfaultfd_source_ops own_memory_ops = {
-    .open = open_own, .address = own_address, .close = close_own, .free = free_own};
+    .open = open_own, .place = place_own, .close = close_own, .free = free_own};
 
 static int open_pagemap(struct error *err)
 {
