@@ -5,12 +5,12 @@ import argparse
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import hosts
+import qemu_move
 from hosts import Failure, World, expect, wait_until
 
 MEMORY, TOUCH, HOT = "512M", "384M", 128 << 20
@@ -24,8 +24,15 @@ FIXED_MS = 40         # of the pause, whatever is left to send
 def parse_options():
     parser = argparse.ArgumentParser(prog="testbed/quickstart", description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write the report of the migration there")
-    parser.add_argument("--accel", choices=["kvm", "synthetic"], help="kind of guest (default: kvm where it is usable)")
-    return parser.parse_args()
+    parser.add_argument("--guest", choices=["lab", "qemu"], default="lab",
+                        help="qemu: a small real Linux in QEMU instead (default: lab)")
+    parser.add_argument("--accel", choices=["kvm", "synthetic", "tcg"],
+                        help="kind of guest: kvm (default where it is usable) or synthetic; with --guest qemu, how QEMU runs "
+                             "it: tcg (default) or kvm")
+    options = parser.parse_args()
+    if options.accel == ("synthetic" if options.guest == "qemu" else "tcg"):
+        parser.error(f"--guest {options.guest} has no --accel {options.accel}")
+    return options
 
 
 def check_json(path):
@@ -55,17 +62,6 @@ def measure_goodput(accel):
         return report["goodput_bytes_per_s"]
 
 
-def show_migration(source, uri, options):
-    """Runs `wander migrate` in front of the user's eyes."""
-    command = [hosts.PROGRAM, "migrate", "lab", uri, *options]
-    print("$ " + " ".join(["wander", *command[1:]]) + "\n", flush=True)
-    try:
-        code = subprocess.run(command, env=source.env, timeout=300).returncode
-    except subprocess.TimeoutExpired:
-        raise Failure("expected the migration to end within 300 s; it still ran") from None
-    expect(code == 0, f"expected the migration to exit with 0; it exited with {code}")
-
-
 def start_guest(source, accel, goodput):
     """A guest that writes half of what the link carries, or as much as it can; the bytes per second that it does write."""
     rate = int(WANTED_SHARE * goodput / PAGE)
@@ -86,9 +82,9 @@ def move(accel, goodput, json_path):
         print(f"The move may use {bandwidth // MIB} MiB/s, and the guest may pause for {limit} ms at the end.\n")
         report_path = str(world.path / "report.json")
         before, began = source.written("lab"), time.monotonic()
-        show_migration(source, destination.receive().uri,
-                       ["--downtime-limit", f"{limit}ms", "--max-bandwidth", f"{bandwidth // MIB}M", "--throttle", "auto",
-                        "--json", report_path])
+        hosts.show_migration(source, "lab", destination.receive().uri,
+                             ["--downtime-limit", f"{limit}ms", "--max-bandwidth", f"{bandwidth // MIB}M", "--throttle", "auto",
+                              "--json", report_path])
         account = wait_until(lambda: destination.workload("lab"), 10, "the guest at the destination")
         rate = (account["pages_written"] - before) * PAGE / (time.monotonic() - began)
         prove(destination, json.loads(Path(report_path).read_text()), rate)
@@ -116,6 +112,9 @@ def main():
     options = parse_options()
     try:
         check_json(options.json)
+        if options.guest == "qemu":
+            qemu_move.move(options.accel or "tcg", options.json)
+            return
         accel = choose_accel(options.accel)
         goodput = measure_goodput(accel)
         print(f"An idle guest moves at {goodput / MIB:.0f} MiB/s here.")

@@ -279,6 +279,17 @@ def check_prediction(report):
            f"expected the last round to send at most what was predicted; got {prediction}")
 
 
+def show_migration(source, guest, uri, options):
+    """Runs `wander migrate` in front of the user's eyes."""
+    command = [PROGRAM, "migrate", guest, uri, *options]
+    print("$ " + " ".join(["wander", *command[1:]]) + "\n", flush=True)
+    try:
+        code = subprocess.run(command, env=source.env, timeout=300).returncode
+    except subprocess.TimeoutExpired:
+        raise Failure("expected the migration to end within 300 s; it still ran") from None
+    expect(code == 0, f"expected the migration to exit with 0; it exited with {code}")
+
+
 def running(places, seconds=4):
     """Those of [(host, guest)] whose guest writes pages: each is watched until it has written, or for `seconds`."""
     first, found = {}, []
@@ -315,6 +326,7 @@ class World:
     def __init__(self):
         self.path = Path(tempfile.mkdtemp(prefix="wander-"))
         self.hosts, self.processes, self.counter = {}, [], 0
+        self.leftovers = []  # files elsewhere that end with it
 
     def __enter__(self):
         return self
@@ -349,6 +361,8 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 process.popen.kill()
             process.popen.wait()
+        for path in self.leftovers:
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -18,10 +18,11 @@ LINE = re.compile(r"wander-linux: (\S+)((?: \w+=\S+)*)")
 class Side:
     """What a QEMU has for itself at one end: its RAM, its console, its monitors, its tap."""
 
-    def __init__(self, directory, name, tap=None):
-        directory = Path(directory)
+    def __init__(self, world, name, tap=None):
+        directory = world.path
         self.name, self.tap = name, tap
         self.ram = Path("/dev/shm") / f"{directory.name}-{name}.ram"
+        world.leftovers.append(self.ram)
         # One monitor for wander, one for who watches: a QEMU talks to one at a time on each.
         self.monitor, self.watched = directory / f"{name}.qmp", directory / f"{name}.watched.qmp"
         self.console = Console(directory / f"{name}.console.log", directory / f"{name}.console")
@@ -29,8 +30,7 @@ class Side:
     def clear(self):
         """Removes what an earlier QEMU left."""
         for path in (self.ram, self.monitor, self.watched, self.console.log, self.console.socket):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            path.unlink(missing_ok=True)
 
 
 class Machine:
@@ -197,6 +197,5 @@ def direct_io_reason(directory):
     except OSError as error:
         return f"the file system of {directory} has no O_DIRECT: {error.strerror}"
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        path.unlink(missing_ok=True)
     return None

@@ -190,7 +190,7 @@ class QemuWorld(World):
         built = linux_image()
         super().__init__()
         try:
-            self.sides = {name: machine.Side(self.path, name, TAPS[name] if network else None) for name in TAPS}
+            self.sides = {name: machine.Side(self, name, TAPS[name] if network else None) for name in TAPS}
             disk = make_disk(self, disk_format) if disk_format else None
             self.machine = machine.Machine(built, disk=disk, disk_format=disk_format or "raw", cache=cache,
                                            address=GUEST_ADDRESS if network else None, **options)
@@ -243,11 +243,6 @@ class QemuWorld(World):
         for name, side in self.sides.items():
             if side.console.text():
                 print(f"--- console of {name}\n{side.console.text()[-1500:]}", flush=True)
-
-    def close(self):
-        super().close()
-        for side in getattr(self, "sides", {}).values():
-            side.ram.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
