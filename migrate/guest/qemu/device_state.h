@@ -21,6 +21,8 @@ int qemu_settings_apply(struct qmp *q, bool incoming, struct qemu_settings **out
  * list of {"execute","arguments"} objects, the caller's. */
 void qemu_settings_restore(struct qmp *q, struct qemu_settings *s);
 cJSON *qemu_settings_commands(const struct qemu_settings *s);
+/* Runs such a list: best effort, logs what fails. */
+void qemu_settings_replay(struct qmp *q, const cJSON *commands);
 
 /* Only while stopped. Appends QEMU's stream to *out; -EFBIG beyond GUEST_MAX_STATE (RAM has slipped
  * in: the text says so). Afterwards QEMU is in the state "postmigrate" and has let its disks go.
