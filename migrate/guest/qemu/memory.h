@@ -10,6 +10,7 @@ struct qemu_memory {
     struct guest_region
         regions[GUEST_MAX_REGIONS];      /* named as the backends; `host` is our mapping */
     uint64_t address[GUEST_MAX_REGIONS]; /* where QEMU has it mapped; 0 before qemu_memory_locate */
+    uint64_t offset[GUEST_MAX_REGIONS];  /* of the region in its file */
     int file[GUEST_MAX_REGIONS];
     char path[GUEST_MAX_REGIONS][256];
     uint64_t bytes; /* all regions together */
