@@ -325,16 +325,26 @@ void source_await_report(struct migration *m)
     sharpen_downtime(m);
 }
 
+static void entrust(struct migration *m, enum guest_holder holder)
+{
+    if (m->guest->ops->entrust)
+        m->guest->ops->entrust(m->guest, holder);
+}
+
 int source_commit(struct migration *m, struct error *err)
 {
     struct error commit_error = {0};
     enum verdict verdict;
     int result = source_interrupted(m, err); /* the last moment for a cancel */
 
-    if (!result)
-        result = ownership_move(&m->ownership, OWNERSHIP_OWNER, OWNERSHIP_COMMITTING, err);
     if (result)
         return result;
+    entrust(m, GUEST_HELD_IN_DOUBT);
+    result = ownership_move(&m->ownership, OWNERSHIP_OWNER, OWNERSHIP_COMMITTING, err);
+    if (result) {
+        entrust(m, GUEST_HELD_HERE);
+        return result;
+    }
     source_enter_phase(m, MIGRATION_COMMITTING);
     verdict = say_and_listen(m, MESSAGE_COMMIT, &commit_error);
     if (verdict == VERDICT_NONE) {
@@ -347,7 +357,10 @@ int source_commit(struct migration *m, struct error *err)
     }
     m->destination_settled = true;
     result = ownership_move(&m->ownership, OWNERSHIP_COMMITTING, OWNERSHIP_OWNER, err);
-    return result ? result : error_set(err, ECONNABORTED, "%s", commit_error.text);
+    if (result)
+        return result;
+    entrust(m, GUEST_HELD_HERE);
+    return error_set(err, ECONNABORTED, "%s", commit_error.text);
 }
 
 void source_tell_abort(struct migration *m, const char *why)

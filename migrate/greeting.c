@@ -128,6 +128,9 @@ static int make_record(struct migration *m, struct error *err)
 
     memcpy(content.token, m->token, sizeof(content.token));
     memcpy(content.guest_name, m->measurement.guest_name, sizeof(content.guest_name));
+    snprintf(content.guest_kind, sizeof(content.guest_kind), "%s", m->guest->ops->kind);
+    if (m->guest->ops->monitor)
+        snprintf(content.monitor, sizeof(content.monitor), "%s", m->guest->ops->monitor(m->guest));
     int result = record_create(&content, &m->record, err);
     if (!result)
         ownership_attach(&m->ownership, m->record);
@@ -139,7 +142,7 @@ static int await_accept(struct migration *m, struct address *lanes, struct error
 {
     struct message reply;
     struct accept_reply accept;
-    int result = source_receive(m, MESSAGE_ACCEPT, SOURCE_REPLY_MS, true, &reply, err);
+    int result = source_receive(m, MESSAGE_ACCEPT, SOURCE_ACCEPT_MS, true, &reply, err);
 
     if (result)
         return result;
@@ -160,9 +163,12 @@ static int await_accept(struct migration *m, struct address *lanes, struct error
 static int start_tracking(struct migration *m, struct error *err)
 {
     struct guest_ops const *ops = m->guest->ops;
-    int result =
-        ops->tracker(m->guest, m->options.tracker[0] ? m->options.tracker : NULL, &m->tracker, err);
+    const char *name = m->options.tracker[0] ? m->options.tracker : NULL;
+    int result = ops->prepare ? ops->prepare(m->guest, err) : 0;
 
+    m->guest_prepared = true;
+    if (!result)
+        result = ops->tracker(m->guest, name, &m->tracker, err);
     if (result)
         return result;
     snprintf(m->measurement.tracker, sizeof(m->measurement.tracker), "%s", m->tracker->ops->name);

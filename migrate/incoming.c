@@ -103,6 +103,8 @@ static void *session_thread(void *argument)
     destination_say(in, "the guest runs here");
     destination_close_lanes(in);
     destination_see_off(in);
+    if (in->guest->ops->restore)
+        in->guest->ops->restore(in->guest);
     ownership_attach(&in->ownership, NULL);
     record_keep(in->record);
     in->record = NULL;

@@ -233,6 +233,8 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
         phase = MIGRATION_STUCK;
         error_prefix(why, "the guest is paused and could not be resumed (%s)", err.text);
     }
+    if (m->guest_prepared && m->guest->ops->restore)
+        m->guest->ops->restore(m->guest);
     hear_last_words(m, why);
     snprintf(m->measurement.result, sizeof(m->measurement.result),
              why->code == ECANCELED ? "cancelled" : "failed");

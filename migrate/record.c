@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -80,6 +82,9 @@ static int encode(const struct record_content *c, char out[RECORD_SIZE], struct 
     cJSON_AddStringToObject(json, "token", token);
     cJSON_AddStringToObject(json, "guest", c->guest_name);
     cJSON_AddStringToObject(json, "state", ownership_name(c->state));
+    cJSON_AddStringToObject(json, "kind", c->guest_kind);
+    if (c->monitor[0])
+        cJSON_AddStringToObject(json, "monitor", c->monitor);
     cJSON_AddBoolToObject(json, "uncertain", c->uncertain);
     cJSON_AddStringToObject(json, "boot_id", c->boot_id);
     cJSON_AddStringToObject(json, "peer", address_format(&c->peer, peer, sizeof(peer)));
@@ -111,7 +116,22 @@ static int write_record(struct record *r, const struct record_content *content, 
     return 0;
 }
 
-/* What a file says of state, boot and certainty; false when it is no record. */
+static void read_text(const cJSON *json, const char *key, char *out, size_t size)
+{
+    const char *text = cJSON_GetStringValue(cJSON_GetObjectItem(json, key));
+
+    snprintf(out, size, "%s", text ? text : "");
+}
+
+static void read_address(const cJSON *json, const char *key, struct address *out)
+{
+    const char *text = cJSON_GetStringValue(cJSON_GetObjectItem(json, key));
+
+    if (!text || address_parse(text, out, &(struct error){0}))
+        *out = (struct address){0};
+}
+
+/* All but token and role, which are the file's name; false when it is no record. */
 static bool read_record(int file, struct record_content *c)
 {
     char text[RECORD_SIZE + 1] = "";
@@ -127,6 +147,11 @@ static bool read_record(int file, struct record_content *c)
         c->state = ownership_from_name(state);
         c->uncertain = cJSON_IsTrue(cJSON_GetObjectItem(json, "uncertain"));
         strcpy(c->boot_id, boot);
+        read_text(json, "guest", c->guest_name, sizeof(c->guest_name));
+        read_text(json, "kind", c->guest_kind, sizeof(c->guest_kind));
+        read_text(json, "monitor", c->monitor, sizeof(c->monitor));
+        read_address(json, "peer", &c->peer);
+        read_address(json, "peer_main", &c->peer_main);
     }
     cJSON_Delete(json);
     return good && c->state != OWNERSHIP_NONE;
@@ -234,10 +259,73 @@ void record_remove(struct record *r)
     free(r);
 }
 
+void record_release(struct record *r)
+{
+    close(r->file);
+    free(r);
+}
+
 void record_keep(struct record *r)
 {
     /* The file stays open on purpose: its lock says that this process still holds the guest. */
     free(r);
+}
+
+int record_adopt(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role,
+                 struct record **out, struct record_content *content, struct error *err)
+{
+    struct record *r = calloc(1, sizeof(*r));
+    char boot[BOOT_ID_SIZE];
+
+    if (!r)
+        return error_set(err, ENOMEM, "no memory for the session's record");
+    int result = record_path(token, role, r->path, sizeof(r->path), err);
+    if (result)
+        goto free_record;
+    r->file = open(r->path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (r->file < 0) {
+        result =
+            error_set_errno(err, errno, "this host has no record of that session (%s)", r->path);
+        goto free_record;
+    }
+    if (!lock_file(r->file, F_WRLCK)) {
+        result = error_set(err, EBUSY, "the session's process lives");
+        goto close_file;
+    }
+    boot_id_read(boot);
+    if (!read_record(r->file, content) || strcmp(boot, content->boot_id) != 0) {
+        result = error_set(err, ENOENT, "the session's record %s is of an earlier boot", r->path);
+        goto close_file;
+    }
+    memcpy(content->token, token, sizeof(content->token));
+    content->role = role;
+    r->content = *content;
+    *out = r;
+    return 0;
+
+close_file:
+    close(r->file);
+free_record:
+    free(r);
+    return result;
+}
+
+/* Whether a guest outlived its process: somebody listens on its monitor's socket. */
+static bool monitor_answers(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+    if (!path[0] || strlen(path) >= sizeof(address.sun_path))
+        return false;
+    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    memcpy(address.sun_path, path, strlen(path));
+    /* A full backlog is an answer too. */
+    bool answers =
+        probe >= 0 &&
+        (connect(probe, (struct sockaddr *)&address, sizeof(address)) == 0 || errno == EAGAIN);
+    if (probe >= 0)
+        close(probe);
+    return answers;
 }
 
 /* The verdict on a record whose process is gone; several may reach it at once, and all write the
@@ -251,8 +339,11 @@ static enum ownership_state judge_dead(int file, const char *path, const struct 
     boot_id_read(boot);
     bool same_boot = boot[0] && strcmp(boot, c->boot_id) == 0;
     switch (c->state) {
-    case OWNERSHIP_STARTING:
     case OWNERSHIP_STARTED:
+        if (same_boot && monitor_answers(c->monitor))
+            return OWNERSHIP_STARTED;
+        return OWNERSHIP_STARTED_DEAD;
+    case OWNERSHIP_STARTING:
         return OWNERSHIP_STARTED_DEAD;
     case OWNERSHIP_ABORTED:
         return OWNERSHIP_ABORTED;

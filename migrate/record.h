@@ -27,8 +27,10 @@ struct record_content {
     uint8_t token[TRANSPORT_TOKEN_SIZE];
     enum record_role role;
     char guest_name[GUEST_NAME_SIZE];
-    struct address peer;      /* where the other side answers: session port */
-    struct address peer_main; /* the listener at the destination; empty host: none */
+    char guest_kind[GUEST_KIND_SIZE];
+    char monitor[GUEST_MONITOR_SIZE]; /* the guest's QMP socket; "": it ends with its process */
+    struct address peer;              /* where the other side answers: session port */
+    struct address peer_main;         /* the listener at the destination; empty host: none */
     enum ownership_state state;
     bool uncertain; /* durable: the guest may have been committed or started after this */
     char boot_id[BOOT_ID_SIZE];
@@ -45,8 +47,15 @@ int record_set_state(struct record *r, enum ownership_state state, struct error 
 int record_make_durable(struct record *r, struct error *err);
 /* Removes the file and frees `r`. NULL is fine. */
 void record_remove(struct record *r);
+/* Frees `r` and the lock but keeps the file. */
+void record_release(struct record *r);
 /* Frees `r` but keeps file and lock for as long as this process lives. NULL is fine. */
 void record_keep(struct record *r);
+
+/* Takes over, locked, the record of a session whose process is dead. -ENOENT: there is none, or
+ * none of this boot; -EBUSY: the process lives (ask it). */
+int record_adopt(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role,
+                 struct record **out, struct record_content *content, struct error *err);
 
 /* What became of a session according to the record of `role` on this host: the state; STARTING or
  * STARTED of a dead process is OWNERSHIP_STARTED_DEAD; a RECEIVING or PREPARED one whose process is

@@ -23,8 +23,9 @@
 
 enum {
     SOURCE_CONNECT_MS = 5000,
-    SOURCE_LANES_MS = 10000, /* the connection manager of RDMA repeats itself after 4 s and more */
-    SOURCE_REPLY_MS = 10000, /* for an answer that takes the destination work */
+    SOURCE_LANES_MS = 10000,  /* the connection manager of RDMA repeats itself after 4 s and more */
+    SOURCE_ACCEPT_MS = 30000, /* the destination may have to start a hypervisor first */
+    SOURCE_REPLY_MS = 10000,  /* for an answer that takes the destination work */
     SOURCE_QUIET_MS =
         100,             /* nobody is woken for the display as long as the guest only just stands */
     SOURCE_HISTORY = 64, /* rounds the policy looks back on */
@@ -59,6 +60,7 @@ struct migration {
     bool clock_shared;           /* the destination is on this very host */
     struct address session_peer; /* the destination's session port */
     struct guest_state state;
+    bool guest_prepared;      /* there may be something to restore */
     bool guest_paused;        /* by us */
     bool destination_settled; /* it has given the guest up and said so */
     struct measurement measurement;

@@ -26,6 +26,10 @@ static int start_guest(struct incoming *in, struct error *err)
 
     if (in->transport)
         transport_shutdown(in->transport);
+    /* Before the record: one that dies in between is an orphan that never runs, not a guest in
+     * doubt. */
+    if (in->guest->ops->entrust)
+        in->guest->ops->entrust(in->guest, GUEST_HELD_HERE);
     if (ownership_get(&in->ownership) != OWNERSHIP_STARTING)
         result = ownership_move(&in->ownership, OWNERSHIP_PREPARED, OWNERSHIP_STARTING, err);
     if (result)

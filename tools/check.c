@@ -1,24 +1,33 @@
 /* wander check: what would keep a guest from moving, before anything is moved. */
 #include <errno.h>
 #include <stdio.h>
+#include <unistd.h>
 
+#include "tools/attach.h"
 #include "tools/commands.h"
 #include "tools/control_client.h"
 
 enum { CHECK_TIMEOUT_MS = 30000 }; /* the question itself takes 22 s at most */
 
 struct check_values {
-    char guest[GUEST_NAME_SIZE];
+    char guest[GUEST_MONITOR_SIZE + 8];
     struct migration_options migrate;
 };
 
 static const char *const operation_choices[] = {"write", "read", NULL};
 static const char *const registration_choices[] = {"all", "chunk", NULL};
 
+static int parse_guest(const struct cli_option *option, const char *text, void *field,
+                       struct error *err)
+{
+    return attach_is_monitor(text) ? cli_text(option, text, field, err)
+                                   : cli_name(option, text, field, err);
+}
+
 static const struct cli_option options[] = {
-    {"guest", "NAME",
-     "ask for this guest (default: whether wander answers there, and whether lanes work)", cli_name,
-     CLI_FIELD(struct check_values, guest)},
+    {"guest", "GUEST",
+     "ask for this guest (default: whether wander answers there, and whether lanes work)",
+     parse_guest, CLI_FIELD(struct check_values, guest)},
     {"lanes", "N", "as for wander migrate, and so are those below", cli_number,
      CLI_FIELD(struct check_values, migrate.lanes), .low = 1, .high = 64},
     {"rdma-op", "write|read", "(default write)", cli_choice,
@@ -71,15 +80,23 @@ static int check_guest(const struct cli_command *self, const char *uri,
                        const struct migration_options *wanted, const char *guest)
 {
     struct control_request request = {.command = CONTROL_CHECK, .migrate = *wanted};
+    char name[GUEST_NAME_SIZE];
     struct error err = {0};
+    int code, lifeline = -1;
     cJSON *reply;
-    int code;
 
+    if (attach_is_monitor(guest)) {
+        if (attach_start(guest, name, &lifeline, &err) < 0)
+            return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
+        guest = name;
+    }
     if (control_call(guest, &request, CHECK_TIMEOUT_MS, &reply, &err) < 0)
         return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
     code = tell(self, uri, control_text(reply, "ends"), control_text(reply, "notes"),
                 (unsigned)control_number(reply, "count", 0), control_text(reply, "reasons"));
     cJSON_Delete(reply);
+    if (lifeline >= 0)
+        close(lifeline);
     return code;
 }
 

@@ -203,6 +203,20 @@ int cli_parse(const struct cli_command *command, int argc, char **argv, void *va
     return take_arguments(command, argc, argv, arguments, err);
 }
 
+char **cli_split_command(int *argc, char **argv, unsigned *count)
+{
+    for (int i = 1; i < *argc; i++) {
+        if (strcmp(argv[i], "--") != 0)
+            continue;
+        *count = (unsigned)(*argc - i - 1);
+        *argc = i;
+        argv[i] = NULL;
+        return argv + i + 1;
+    }
+    *count = 0;
+    return argv + *argc;
+}
+
 int cli_begin(const struct cli_command *command, int argc, char **argv, void *values,
               const char *arguments[CLI_MAX_ARGUMENTS])
 {

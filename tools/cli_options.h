@@ -75,6 +75,10 @@ int cli_throttle(const struct cli_option *option, const char *text, void *field,
 /* Where a migration can go to: a URI of a scheme there is a transport for. -EINVAL. */
 int cli_destination(const char *uri, struct address *out, struct error *err);
 
+/* Cuts the arguments off at "--": what follows is another program's command line, NULL-terminated
+ * like argv; *count is 0 when there is none. */
+char **cli_split_command(int *argc, char **argv, unsigned *count);
+
 /* Reads the options into `values` (which holds the defaults) and the rest into `arguments` (NULL
  * where there is none). Returns 0, 1 when --help was asked for, or -EINVAL. Uses getopt's globals:
  * main thread only. */

@@ -7,7 +7,8 @@
 extern const struct cli_command lab_command;
 extern const struct cli_command receive_command;
 extern const struct cli_command
-    receive_session_command; /* what `receive` starts for each session */
+    receive_session_command;                    /* what `receive` starts for each session */
+extern const struct cli_command attach_command; /* what `migrate qmp:PATH` starts */
 extern const struct cli_command migrate_command;
 extern const struct cli_command status_command;
 extern const struct cli_command cancel_command;

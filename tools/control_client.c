@@ -7,13 +7,21 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "tools/attach.h"
 #include "tools/runtime.h"
 #include "transport/base/clock.h"
 
 int control_open(const char *guest, struct control_connection *out, struct error *err)
 {
-    int fd = runtime_connect(guest, err);
+    char name[GUEST_NAME_SIZE];
 
+    if (attach_is_monitor(guest)) {
+        int rc = attach_find(guest, name, err);
+        if (rc < 0)
+            return rc;
+        guest = name;
+    }
+    int fd = runtime_connect(guest, err);
     if (fd < 0)
         return fd;
     *out = (struct control_connection){.socket = fd};

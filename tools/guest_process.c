@@ -20,6 +20,8 @@
 #include "transport/base/log.h"
 #include "transport/base/options.h"
 
+enum { ATTACHED_MS = 5000 }; /* between two looks whether an attached guest is still wanted */
+
 static void on_job_run(uv_work_t *work)
 {
     struct job *job = (struct job *)work;
@@ -73,6 +75,12 @@ static void stop(struct guest_process *p)
     if (p->server)
         control_server_stop(p->server);
     p->server = NULL;
+    if (p->watched)
+        uv_close((uv_handle_t *)&p->ended, NULL);
+    if (p->lifeline_fd >= 0) {
+        uv_close((uv_handle_t *)&p->lifeline, NULL);
+        uv_close((uv_handle_t *)&p->patience, NULL);
+    }
     uv_close((uv_handle_t *)&p->changed, NULL);
     uv_close((uv_handle_t *)&p->interrupt, NULL);
     uv_close((uv_handle_t *)&p->terminate, NULL);
@@ -125,6 +133,42 @@ static void run_destroy(struct job *job)
     migration_free(job->migration);
 }
 
+static void run_detach(struct job *job)
+{
+    job->guest->ops->detach(job->guest);
+    migration_free(job->migration);
+}
+
+static void stop_watching(struct guest_process *p)
+{
+    if (p->watched)
+        uv_close((uv_handle_t *)&p->ended, NULL);
+    p->watched = false;
+}
+
+static void on_guest_ended(uv_poll_t *poll, int status, int events)
+{
+    struct guest_process *p = poll->data;
+    (void)status;
+    (void)events;
+
+    stop_watching(p);
+    log_line(LOG_WARNING, "guest %s has ended by itself", p->claim.name);
+    p->ending = true;
+    guest_process_step(p);
+}
+
+/* A guest in a process of its own may end without us. */
+static void watch_guest(struct guest_process *p)
+{
+    int event = p->guest && p->guest->ops->end_event ? p->guest->ops->end_event(p->guest) : -1;
+
+    if (event < 0 || p->watched || uv_poll_init(&p->loop, &p->ended, event) < 0)
+        return;
+    p->ended.data = p;
+    p->watched = uv_poll_start(&p->ended, UV_READABLE, on_guest_ended) == 0;
+}
+
 /* Tells who asked for the end that it has come. */
 static void answer_quitter(struct guest_process *p, const char *text)
 {
@@ -159,6 +203,7 @@ static void run_describe(struct job *job)
 static void arrived(struct guest_process *p, struct job *job)
 {
     p->guest = job->guest;
+    watch_guest(p);
     if (!p->guest) {
         answer_quitter(p, "the session was ended; no guest came of it here");
         stop(p);
@@ -283,7 +328,8 @@ static void run_free_migration(struct job *job)
     migration_free(job->migration);
 }
 
-/* The newest migration that ended stays: its session port tells a destination that missed the end of it. */
+/* The newest migration that ended stays: its session port tells a destination that missed the end
+ * of it. */
 static void migration_ended(struct guest_process *p, struct job *job)
 {
     (void)job;
@@ -336,11 +382,13 @@ static void step_ending(struct guest_process *p)
         stop(p);
         return;
     }
+    stop_watching(p);
     p->job.guest = p->guest;
     p->guest = NULL;
     p->job.migration = p->past;
     p->past = NULL;
-    guest_process_start_job(p, run_destroy, destroy_done);
+    bool leave = p->leaving && !p->moved && !p->destroyed && p->job.guest->ops->detach;
+    guest_process_start_job(p, leave ? run_detach : run_destroy, destroy_done);
 }
 
 /* Answers a resolve that the session thread has carried out. */
@@ -386,10 +434,14 @@ static void on_changed(uv_async_t *async)
     guest_process_step(async->data);
 }
 
+/* A guest that can go on without this process does. */
 static void on_signal(uv_signal_t *handle, int number)
 {
+    struct guest_process *p = handle->data;
     (void)number;
-    guest_process_end(handle->data, 0);
+
+    p->leaving = true;
+    guest_process_end(p, 0);
 }
 
 /* As it is in the background of a script: Ctrl-C there is meant for others. */
@@ -406,7 +458,7 @@ static struct guest_process *process_open(void)
 
     if (!p)
         return NULL;
-    p->events = p->once = -1;
+    p->events = p->once = p->lifeline_fd = -1;
     if (uv_loop_init(&p->loop) < 0 || uv_mutex_init(&p->mutex) < 0) {
         free(p);
         return NULL;
@@ -433,6 +485,8 @@ static int process_close(struct guest_process *p)
     uv_mutex_destroy(&p->mutex);
     if (p->events >= 0)
         close(p->events);
+    if (p->lifeline_fd >= 0)
+        close(p->lifeline_fd);
     free(p);
     return exit_code;
 }
@@ -460,6 +514,60 @@ int guest_process_new(struct name_claim *claim, guest_maker_fn *make, void *cont
     p->job.make = make;
     p->job.make_context = context;
     guest_process_start_job(p, run_make, make_done);
+    return process_close(p);
+}
+
+/* Leaves a guest that was only attached to once nobody wants it moved, or no longer. */
+static void on_patience(uv_timer_t *timer)
+{
+    struct guest_process *p = timer->data;
+
+    if (p->migration || p->busy)
+        return;
+    p->leaving = p->ending = true;
+    guest_process_step(p);
+}
+
+static void on_lifeline(uv_poll_t *poll, int status, int events)
+{
+    struct guest_process *p = poll->data;
+    (void)status;
+    (void)events;
+
+    uv_poll_stop(poll);
+    uv_timer_start(&p->patience, on_patience, ATTACHED_MS, ATTACHED_MS);
+}
+
+int guest_process_attached(struct name_claim *claim, struct guest *guest, int lifeline)
+{
+    struct guest_process *p = process_open();
+    struct error err = {0};
+
+    if (!p) {
+        guest->ops->detach(guest);
+        name_release(claim);
+        close(lifeline);
+        return 1;
+    }
+    p->claim = *claim;
+    p->claimed = true;
+    p->claim.socket = -1;
+    p->lifeline_fd = lifeline;
+    uv_poll_init(&p->loop, &p->lifeline, lifeline);
+    uv_timer_init(&p->loop, &p->patience);
+    p->lifeline.data = p->patience.data = p;
+    uv_poll_start(&p->lifeline, UV_DISCONNECT | UV_READABLE, on_lifeline);
+    if (control_server_start(&p->loop, claim->socket, guest_process_request, p, &p->server, &err) <
+        0) {
+        log_line(LOG_ERROR, "%s", err.text);
+        guest->ops->detach(guest);
+        p->exit_code = 1;
+        stop(p);
+        return process_close(p);
+    }
+    p->job.guest = guest;
+    p->job.incoming = NULL;
+    guest_process_start_job(p, run_describe, arrived);
     return process_close(p);
 }
 

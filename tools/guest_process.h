@@ -14,6 +14,11 @@ typedef int guest_maker_fn(void *context, struct guest **out, struct error *err)
  * ended. The claim is taken. Returns the process's exit code; what went wrong is on stderr. */
 int guest_process_new(struct name_claim *claim, guest_maker_fn *make, void *context);
 
+/* Serves a guest that runs by itself and was only taken hold of, until it has moved away, or has
+ * not been asked to for a while. `lifeline`: a descriptor (taken) that reads end of file once
+ * whoever wanted it is gone. The claim and the guest are taken. */
+int guest_process_attached(struct name_claim *claim, struct guest *guest, int lifeline);
+
 struct arrival {
     int socket; /* the accepted control connection; taken */
     int events; /* where the listener hears of it, a JSON line each: {"event": "started", "guest":

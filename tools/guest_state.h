@@ -62,7 +62,7 @@ struct guest_process {
     struct guest_description facts; /* without its platform part; kind "" before it is known */
     struct incoming *incoming;
     struct migration *migration;
-    struct migration *past; /* the newest that failed: still answers its destination; or NULL */
+    struct migration *past;     /* the newest that failed: still answers its destination; or NULL */
     struct address destination; /* of the newest migration */
     uint64_t subscriber;        /* the client that asked for it */
     int told;                   /* the phase in which its report was given last, or -1 */
@@ -70,6 +70,13 @@ struct guest_process {
     char last_message[ERROR_TEXT_SIZE]; /* of the newest migration that ended; "" when there was
                                            none */
     int last_exit_code;
+
+    uv_poll_t ended;     /* of a guest that can end by itself */
+    uv_poll_t lifeline;  /* of an attached one: who wanted it has gone */
+    uv_timer_t patience; /* of an attached one that nobody moves */
+    int lifeline_fd;     /* -1: not attached */
+    bool watched;        /* `ended` is in use */
+    bool leaving;        /* ends, but the guest goes on by itself */
 
     bool arriving, announced; /* came from a listener; the listener knows that the guest runs */
     int events, once;         /* see struct arrival */

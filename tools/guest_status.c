@@ -142,6 +142,11 @@ static void add_state(cJSON *json, struct guest_process *p)
     }
 }
 
+static const char *monitor_of(struct guest *guest)
+{
+    return guest && guest->ops->monitor ? guest->ops->monitor(guest) : "";
+}
+
 cJSON *guest_process_status(struct guest_process *p)
 {
     cJSON *json = cJSON_CreateObject();
@@ -149,6 +154,7 @@ cJSON *guest_process_status(struct guest_process *p)
     cJSON_AddStringToObject(json, "name", p->claim.name);
     cJSON_AddNumberToObject(json, "pid", getpid());
     add_state(json, p);
+    cJSON_AddStringToObject(json, "monitor", monitor_of(guest_process_guest(p)));
     cJSON_AddItemToObject(json, "guest", facts_json(&p->facts));
     cJSON_AddItemToObject(json, "workload", or_null(guest_workload_json(guest_process_guest(p))));
     add_last(json, p);

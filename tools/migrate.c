@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "tools/atomic_file.h"
+#include "tools/attach.h"
 #include "tools/commands.h"
 #include "tools/control_client.h"
 #include "tools/progress.h"
@@ -76,9 +77,11 @@ struct viewer {
     const struct cli_command *command;
     const char *guest;
     struct control_connection connection;
-    int signals; /* signalfd */
+    int signals;  /* signalfd */
+    int lifeline; /* of a guest that was attached to for this; or -1 */
     unsigned interrupts;
     bool terminal;
+    bool has_monitor; /* the guest outlives the process that moves it */
     struct progress_pace pace;
     struct progress_rate rate;
     struct migration_status status; /* the newest; zero before the first */
@@ -155,6 +158,18 @@ static int leave(const struct viewer *v)
                     v->guest);
 }
 
+/* Whether the guest lives in a process of its own. */
+static bool has_monitor(const char *guest)
+{
+    struct control_request request = {.command = CONTROL_STATUS};
+    cJSON *reply = NULL;
+    bool has = control_call(guest, &request, CONTROL_TIMEOUT_MS, &reply, NULL) == 0 &&
+               control_text(reply, "monitor")[0];
+
+    cJSON_Delete(reply);
+    return has;
+}
+
 static bool still_answers(const char *guest)
 {
     struct control_request request = {.command = CONTROL_STATUS};
@@ -181,6 +196,11 @@ static int lost(const struct viewer *v, const struct error *err)
             "%s while the guest was handed over: look at the destination, and say there "
             "wander resolve %s if it is in doubt too",
             err->text, v->status.session);
+    if (v->has_monitor)
+        return cli_fail(v->command, EXIT_CODE_FAILED,
+                        "%s during the migration; the guest's own QEMU goes on, see to it that it "
+                        "runs",
+                        err->text);
     return cli_fail(v->command, EXIT_CODE_NOT_RUNNING,
                     "%s during the migration, and the guest '%s' with it, unless it runs at the "
                     "destination by now: look there",
@@ -304,9 +324,11 @@ static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct migrate_values values = {0};
     struct control_request request = {.command = CONTROL_MIGRATE};
-    struct viewer viewer = {.command = self, .signals = -1, .terminal = isatty(STDOUT_FILENO)};
+    struct viewer viewer = {
+        .command = self, .signals = -1, .lifeline = -1, .terminal = isatty(STDOUT_FILENO)};
     struct atomic_file json = {0};
     const char *arguments[CLI_MAX_ARGUMENTS];
+    char name[GUEST_NAME_SIZE];
     struct error err = {0};
     int code;
 
@@ -314,13 +336,23 @@ static int run(const struct cli_command *self, int argc, char **argv)
     code = cli_begin(self, argc, argv, &values, arguments);
     if (code >= 0)
         return code;
-    if (guest_name_check(arguments[0], &err) < 0 || check_limits(&values.migrate, &err) < 0 ||
+    bool attach = attach_is_monitor(arguments[0]);
+    if ((!attach && guest_name_check(arguments[0], &err) < 0) ||
+        check_limits(&values.migrate, &err) < 0 ||
         cli_destination(arguments[1], &values.migrate.destination, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "%s", err.text);
     if (values.json[0] && atomic_file_open(values.json, &json, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "--json: %s", err.text);
     request.migrate = values.migrate;
     viewer.guest = arguments[0];
+    if (attach && attach_start(arguments[0], name, &viewer.lifeline, &err) < 0) {
+        code = cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
+        atomic_file_close(&json);
+        return code;
+    }
+    if (attach)
+        viewer.guest = name;
+    viewer.has_monitor = has_monitor(viewer.guest);
     if (control_open(viewer.guest, &viewer.connection, &err) < 0) {
         code =
             cli_fail(self, err.code == ENOENT ? EXIT_CODE_USAGE : EXIT_CODE_FAILED, "%s", err.text);
@@ -328,6 +360,8 @@ static int run(const struct cli_command *self, int argc, char **argv)
         code = move(&viewer, &request, &json);
         control_close(&viewer.connection);
     }
+    if (viewer.lifeline >= 0)
+        close(viewer.lifeline);
     atomic_file_close(&json);
     return code;
 }

@@ -11,13 +11,14 @@
 #include <unistd.h>
 #include <uv.h>
 
+#include "migrate/guest/qemu/process.h"
 #include "tools/commands.h"
 #include "tools/control_protocol.h"
 #include "tools/receive.h"
 #include "transport/base/address.h"
 #include "transport/base/log.h"
 
-enum { LISTEN_BACKLOG = 16, SESSION_ARGUMENTS = 14 };
+enum { LISTEN_BACKLOG = 16, SESSION_ARGUMENTS = 16 };
 
 struct receive_values {
     struct address listen;
@@ -27,6 +28,8 @@ struct receive_values {
     unsigned max_sessions;
     uint64_t pin_limit;
     char filter[128];
+    char **command; /* what follows "--": the QEMU to start for each guest, or none */
+    unsigned command_count;
 };
 
 /* One child. Gone once its process, its events and this are closed. */
@@ -69,7 +72,8 @@ static int parse_kind(const struct cli_option *option, const char *text, void *f
                       struct error *err)
 {
     if (!guest_kind_find(text))
-        return error_set(err, EINVAL, "'%s' is no kind of guest: lab and synthetic are", text);
+        return error_set(err, EINVAL, "'%s' is no kind of guest: lab, synthetic and qemu are",
+                         text);
     return cli_text(option, text, field, err);
 }
 
@@ -228,7 +232,7 @@ static void add_argument(char **arguments, unsigned *count, const char *option, 
 static int spawn(struct session *session, uv_os_fd_t socket)
 {
     const struct receive_values *values = session->listener->values;
-    char *arguments[SESSION_ARGUMENTS] = {"wander", "receive-session"};
+    char **arguments = calloc(SESSION_ARGUMENTS + values->command_count, sizeof(*arguments));
     uv_stdio_container_t descriptors[] = {
         {.flags = UV_IGNORE},
         {.flags = UV_INHERIT_FD, .data.fd = 1},
@@ -246,9 +250,13 @@ static int spawn(struct session *session, uv_os_fd_t socket)
         .stdio = descriptors,
         .stdio_count = session->listener->once < 0 ? SESSION_ONCE : SESSION_ONCE + 1,
     };
-    unsigned count = 2;
+    unsigned count = 0;
     char pin_limit[24] = "";
 
+    if (!arguments)
+        return UV_ENOMEM;
+    arguments[count++] = "wander";
+    arguments[count++] = "receive-session";
     if (values->pin_limit)
         snprintf(pin_limit, sizeof(pin_limit), "%llu", (unsigned long long)values->pin_limit);
     add_argument(arguments, &count, "--name", values->name);
@@ -257,7 +265,13 @@ static int spawn(struct session *session, uv_os_fd_t socket)
     add_argument(arguments, &count, "--rdma-pin-limit", pin_limit);
     if (session->listener->once >= 0)
         arguments[count++] = "--once";
-    return uv_spawn(&session->listener->loop, &session->process, &how);
+    if (values->command_count)
+        arguments[count++] = "--";
+    for (unsigned i = 0; i < values->command_count; i++)
+        arguments[count++] = values->command[i];
+    int rc = uv_spawn(&session->listener->loop, &session->process, &how);
+    free(arguments);
+    return rc;
 }
 
 static int start_session(struct listener *l, uv_os_fd_t socket, const char *peer)
@@ -386,7 +400,15 @@ static int check_values(const struct receive_values *values, struct error *err)
                          "reaches the port could "
                          "send a guest. Say --insecure on a network you trust",
                          values->listen.host);
-    return 0;
+    if (values->command_count && strcmp(values->kind, "qemu") != 0)
+        return error_set(err, EINVAL, "a command after -- is for --guest qemu");
+    if (strcmp(values->kind, "qemu") != 0)
+        return 0;
+    if (!values->command_count)
+        return error_set(err, EINVAL,
+                         "--guest qemu needs the guest's QEMU to start: -- qemu-system-x86_64 and "
+                         "its arguments, as at the source");
+    return qemu_command_check(values->command, err);
 }
 
 static int run(const struct cli_command *self, int argc, char **argv)
@@ -395,8 +417,10 @@ static int run(const struct cli_command *self, int argc, char **argv)
     const char *arguments[CLI_MAX_ARGUMENTS];
     struct address bound, local;
     struct error err = {0};
-    int socket, code = cli_begin(self, argc, argv, &values, arguments);
+    int socket, code;
 
+    values.command = cli_split_command(&argc, argv, &values.command_count);
+    code = cli_begin(self, argc, argv, &values, arguments);
     if (code >= 0)
         return code;
     if (check_values(&values, &err) < 0)
@@ -423,6 +447,9 @@ const struct cli_command receive_command = {
     .arguments = "",
     .summary = "listen for guests; each session is a process of its own, and so is its guest",
     .details =
+        "With --guest qemu, what follows -- is the QEMU that is started, waiting, for each guest: "
+        "its\n"
+        "machine, CPU, memory and devices as at the source, -incoming and a monitor are added.\n"
         "Prints a line when somebody connects, when a guest runs here, and when a session ends.\n"
         "The guests' processes live on when this one ends. With --once further connections can\n"
         "still ask what became of a session, but bring no other guest; the exit code is that of\n"

@@ -9,6 +9,7 @@
 #include "tools/commands.h"
 #include "tools/guest_process.h"
 #include "tools/receive.h"
+#include "tools/runtime.h"
 
 struct session_values {
     char name[GUEST_NAME_SIZE], kind[GUEST_KIND_SIZE], filter[128];
@@ -47,10 +48,18 @@ static int run(const struct cli_command *self, int argc, char **argv)
     struct arrival arrival = {
         .socket = SESSION_SOCKET, .events = SESSION_EVENTS, .once = -1, .options = &incoming};
     const char *arguments[CLI_MAX_ARGUMENTS];
+    struct error err = {0};
+    unsigned command_count;
+    char **command = cli_split_command(&argc, argv, &command_count);
     int code = cli_begin(self, argc, argv, &values, arguments);
 
     if (code >= 0)
         return code;
+    if (command_count) {
+        incoming.command = command;
+        if (runtime_directory(incoming.runtime, sizeof(incoming.runtime), &err) < 0)
+            return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
+    }
     if (inherited_socket(SESSION_SOCKET) < 0 || inherited_socket(SESSION_EVENTS) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "this is started by wander receive, not by hand");
     memcpy(incoming.name, values.name, sizeof(incoming.name));

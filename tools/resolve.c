@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "migrate/orphan.h"
+#include "migrate/proto.h"
 #include "tools/commands.h"
 #include "tools/control_client.h"
 #include "tools/runtime.h"
@@ -69,6 +71,22 @@ static int find_guest(const char *text, char out[GUEST_NAME_SIZE], struct error 
     return 0;
 }
 
+/* A session whose process has died, and its guest has not. */
+static int resolve_orphan(const struct cli_command *self, const char *token,
+                          const struct resolve_values *values)
+{
+    enum resolve_action action = values->resume ? RESOLVE_RESUME : RESOLVE_DESTROY;
+    uint8_t bytes[TRANSPORT_TOKEN_SIZE];
+    char text[ERROR_TEXT_SIZE];
+    struct error err = {0};
+
+    if (token_parse(token, bytes) < 0 ||
+        orphan_resolve(bytes, action, values->force, text, sizeof(text), &err) < 0)
+        return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
+    printf("%s\n", text);
+    return EXIT_CODE_DONE;
+}
+
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct control_request request = {.command = CONTROL_RESOLVE};
@@ -86,8 +104,10 @@ static int run(const struct cli_command *self, int argc, char **argv)
                         "say either --resume or --destroy (see wander resolve --help)");
     request.action = values.resume ? RESOLVE_RESUME : RESOLVE_DESTROY;
     request.force = values.force;
-    if (find_guest(arguments[0], guest, &err) < 0 ||
-        control_call(guest, &request, RESOLVE_TIMEOUT_MS, &reply, &err) < 0)
+    code = find_guest(arguments[0], guest, &err);
+    if (code == -ENOENT && is_token(arguments[0]))
+        return resolve_orphan(self, arguments[0], &values);
+    if (code < 0 || control_call(guest, &request, RESOLVE_TIMEOUT_MS, &reply, &err) < 0)
         return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
     printf("%s\n", control_text(reply, "message"));
     cJSON_Delete(reply);

@@ -73,6 +73,16 @@ static int runtime_open(bool create, struct error *err)
     return fd;
 }
 
+int runtime_directory(char *out, size_t size, struct error *err)
+{
+    int fd = runtime_open(true, err);
+
+    if (fd < 0)
+        return fd;
+    close(fd);
+    return runtime_path(out, size, err);
+}
+
 /* Through /proc/self/fd, so that the directory's length does not count against sun_path. */
 static void socket_address(int directory, const char *name, struct sockaddr_un *out)
 {

@@ -23,6 +23,9 @@ struct name_claim {
 /* [A-Za-z0-9._-]{1,63}: names become file names. -EINVAL. */
 int guest_name_check(const char *name, struct error *err);
 
+/* The runtime directory's path, made if need be and checked to be private. */
+int runtime_directory(char *out, size_t size, struct error *err);
+
 /* Takes a name and listens on its socket (close-on-exec, mode 0600). -EADDRINUSE when a live
  * process has it. Any thread; blocks on the file system only. */
 int name_claim(const char *name, struct name_claim *out, struct error *err);

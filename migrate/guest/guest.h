@@ -20,6 +20,7 @@ enum {
     GUEST_MAX_REGIONS = 16,
     GUEST_NAME_SIZE = 64,
     GUEST_KIND_SIZE = 16,
+    GUEST_MONITOR_SIZE = 108, /* sun_path of unix(7) */
     GUEST_MAX_VCPUS = 64,
     GUEST_MAX_STATE = 16 << 20, /* bytes: more is a sign that RAM slipped into it */
 };
@@ -168,10 +169,23 @@ struct guest_ops {
      * be NULL. */
     void (*console)(struct guest *g, char *out, size_t size);
 
+    /* Before a migration touches the running guest: sets up what tracking, throttling and saving
+     * need. May be NULL. */
+    int (*prepare)(struct guest *g, struct error *err);
+    /* The migration has ended and the guest stays (or, at the destination, has come): puts back
+     * whatever was changed for it. After resume and throttle 0. May be NULL. */
+    void (*restore)(struct guest *g);
+
     /* Who holds the guest from here on, told before it takes effect: what is to become of it should
      * this process die. Never blocks. May be NULL: the guest ends with its process. */
     void (*entrust)(struct guest *g, enum guest_holder holder);
 
+    /* Where to find the guest when this process is gone: the absolute path of its QMP socket. Lives
+     * as long as the guest. May be NULL: it ends with its process. Any thread. */
+    const char *(*monitor)(struct guest *g);
+    /* A descriptor that becomes readable once the guest has ended by itself; the guest's own. May
+     * be NULL: it ends with its process. */
+    int (*end_event)(struct guest *g);
     /* Frees `g` and leaves the guest to itself as it is. May be NULL: it lives in this process. */
     void (*detach)(struct guest *g);
     /* Ends and frees the guest, RAM included. Blocks (seconds for large guests). */
@@ -194,6 +208,10 @@ struct guest_kind {
      * a QEMU). */
     void (*check)(struct guest_host *host, const struct guest_description *description,
                   struct reasons *reasons);
+    /* A guest whose process died while it was handed over, found by its monitor: makes it run, or
+     * ends it. -ENOENT, -ECONNREFUSED: it is gone. NULL: guests of this kind end with their
+     * process. */
+    int (*settle)(const char *monitor, bool run, struct error *err);
     /* Makes an incoming guest: RAM allocated (untouched), vCPUs there and paused. */
     int (*incoming)(struct guest_host *host, const struct guest_description *description,
                     struct guest **out, struct error *err);
