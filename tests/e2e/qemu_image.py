@@ -15,7 +15,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15  # migrate/guest/stamp.h
 DISK, PORT, PAGE = 8, 7, 4096
 LOAD = {"ram": 64, "ram_rate": 20000, "disk": DISK, "disk_rate": 200, "echo": PORT}
 UNLIMITED = 1 << 50
-PAUSE, SLACK = 0.5, 0.3
+PAUSE = 0.5
 
 
 def quick_world(**options):
@@ -96,7 +96,8 @@ def stamp(index, sequence):
 
 def found_damage(world, console):
     """Each kind of damage shows in a check."""
-    index, passes = 77, console.good()["ram_passes"]
+    console.next("report")  # one of a guest at rest
+    index, passes = 77, console.next("report")["ram_passes"]
     copies = sum(damage(world, stamp(index, passes + more), PAGE - 1) for more in (0, 1))
     expect(copies, f"expected page {index} in the guest's memory with sequence {passes} or the next; it is not there")
     found = console.ask("check", "check")
@@ -136,22 +137,27 @@ def moved_by_qemu(context, **options):
         there.popen.terminate()
         there.wait(10)
         sequences = check_image(world.machine.disk, world.machine.disk_format, DISK)
-        print(f"no answer to pings for {gap:.0f} ms while QEMU moved it; {sequences} sequences on its disk")
+        print(f"{options}: no answer to pings for {gap:.0f} ms while QEMU moved it; {sequences} sequences on its disk")
 
 
 def own_migration(source, destination):
+    """With the guest stopped: QEMU's TCG now and then misses writes of a running one (to the timers' pages, above all),
+    and the guest's kernel then crashes at the destination."""
     for monitor in (source, destination):
         monitor.command("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
-        monitor.command("migrate-set-parameters", **{"max-bandwidth": UNLIMITED, "downtime-limit": int(SLACK * 1e3)})
+        monitor.command("migrate-set-parameters", **{"max-bandwidth": UNLIMITED})
     uri = f"tcp:127.0.0.1:{free_port()}"
     destination.command("migrate-incoming", uri=uri)
+    source.command("stop")
     source.command("migrate", uri=uri)
     source.migrated()
     destination.migrated()
+    destination.command("cont")
 
+
+DISKS = [{"disk_format": form, "cache": cache} for form in ("raw", "qcow2") for cache in ("none", "writeback")]
 
 run_cases(__doc__, {
     "boots": boots,
-    "moved_by_qemu": lambda context: moved_by_qemu(context, disk_format="qcow2"),
-    "moved_by_qemu_with_writeback": lambda context: moved_by_qemu(context, cache="writeback") if context.full else None,
+    "moved_by_qemu": lambda context: [moved_by_qemu(context, **disk) for disk in context.sample(DISKS, 1)],
 })
