@@ -1,0 +1,98 @@
+#include "migrate/guest/qemu/internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "migrate/guest/qemu/tracking.h"
+#include "transport/base/log.h"
+
+/* All of it on one line: reasons are lines. */
+static int refused(const struct reasons *reasons, const char *what, struct error *err)
+{
+    char text[ERROR_TEXT_SIZE];
+
+    snprintf(text, sizeof(text), "%s", reasons->text ? reasons->text : "no memory");
+    for (char *c = text; *c; c++)
+        if (*c == '\n')
+            *c = ';';
+    return error_set(err, EPERM, "%s: %s", what, text);
+}
+
+static void choose_name(struct qemu *q, const char *wanted, const char *socket)
+{
+    const char *own = qemu_facts_name(q->facts), *slash = strrchr(socket, '/');
+    const char *file = slash ? slash + 1 : socket;
+    size_t length = strcspn(file, ".");
+
+    if (wanted[0] || own[0])
+        snprintf(q->name, sizeof(q->name), "%s", wanted[0] ? wanted : own);
+    else
+        snprintf(q->name, sizeof(q->name), "%.*s", (int)length, file);
+}
+
+static int check_running(struct qemu *q, struct reasons *reasons, struct error *err)
+{
+    cJSON *status;
+    int result = qmp_call(q->qmp, &status, err, "query-status", NULL);
+
+    if (result)
+        return result;
+    const cJSON *word = cJSON_GetObjectItemCaseSensitive(status, "status");
+    if (!cJSON_IsString(word) || strcmp(word->valuestring, "running") != 0)
+        reasons_add(reasons,
+                    "the guest does not run (QEMU says it is %s): continue it first, with `cont`",
+                    cJSON_IsString(word) ? word->valuestring : "in no state");
+    cJSON_Delete(status);
+    return 0;
+}
+
+/* Everything that keeps the running guest from being moved. */
+static int look_at_running(struct qemu *q, struct reasons *reasons, struct error *err)
+{
+    struct reasons notes = {0};
+    pid_t pid;
+    int result = qemu_memory_open(q->qmp, &q->memory, reasons, err);
+
+    if (!result)
+        result = qemu_facts_gather(q->qmp, &q->facts, err);
+    if (!result)
+        result = check_running(q, reasons, err);
+    if (result || q->memory.count == 0)
+        return result;
+    result = qemu_memory_locate(&q->memory, qmp_peer(q->qmp), &pid, err);
+    if (!result)
+        result = qemu_process_attach(pid, &q->process, err);
+    if (!result)
+        result = qemu_facts_refuse(q->qmp, pid, q->facts, reasons, &notes, err);
+    if (!result)
+        qemu_tracking_check(pid, &q->memory, reasons);
+    if (notes.text)
+        log_line(LOG_WARNING, "%s", notes.text);
+    reasons_free(&notes);
+    return result;
+}
+
+int qemu_guest_attach(const char *socket, const char *name, struct guest **out, struct error *err)
+{
+    struct reasons reasons = {0};
+    struct qemu *q = qemu_allocate();
+    int result;
+
+    if (!q)
+        return error_set(err, ENOMEM, "no memory for a guest");
+    result = qmp_connect(socket, &q->qmp, err);
+    if (!result)
+        result = look_at_running(q, &reasons, err);
+    if (!result && reasons.count)
+        result = refused(&reasons, "this guest cannot be moved", err);
+    reasons_free(&reasons);
+    if (result) {
+        qemu_free(q);
+        return result;
+    }
+    choose_name(q, name, socket);
+    qemu_note_monitor(q, socket);
+    *out = &q->guest;
+    return 0;
+}
