@@ -8,9 +8,6 @@
  */
 #include "tools/guest_process.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +16,6 @@
 #include "tools/guest_state.h"
 #include "transport/base/log.h"
 #include "transport/base/options.h"
-
-enum { ATTACHED_MS = 5000 }; /* between two looks whether an attached guest is still wanted */
 
 static void on_job_run(uv_work_t *work)
 {
@@ -51,8 +46,8 @@ void guest_process_start_job(struct guest_process *p, void (*run)(struct job *jo
     uv_queue_work(&p->loop, &p->job.work, on_job_run, on_job_done);
 }
 
-static void tell_listener(struct guest_process *p, const char *event, const char *key,
-                          const char *text)
+void guest_process_tell_listener(struct guest_process *p, const char *event, const char *key,
+                                 const char *text)
 {
     cJSON *json;
     char *line;
@@ -69,7 +64,7 @@ static void tell_listener(struct guest_process *p, const char *event, const char
     cJSON_free(line);
 }
 
-static void stop(struct guest_process *p)
+void guest_process_stop(struct guest_process *p)
 {
     p->stopped = true;
     if (p->server)
@@ -117,7 +112,7 @@ static void make_done(struct guest_process *p, struct job *job)
     if (job->result < 0) {
         fprintf(stderr, "wander lab: %s\n", job->err.text);
         p->exit_code = 1;
-        stop(p);
+        guest_process_stop(p);
         return;
     }
     p->guest = job->guest;
@@ -125,6 +120,13 @@ static void make_done(struct guest_process *p, struct job *job)
     printf("guest %s runs here: %s, accel %s, %s, %u vCPU%s\n", p->claim.name, p->facts.kind,
            p->facts.accel, format_size(p->facts.memory_bytes, size, sizeof(size)), p->facts.vcpus,
            p->facts.vcpus > 1 ? "s" : "");
+}
+
+void guest_process_make(struct guest_process *p, guest_maker_fn *make, void *context)
+{
+    p->job.make = make;
+    p->job.make_context = context;
+    guest_process_start_job(p, run_make, make_done);
 }
 
 static void run_destroy(struct job *job)
@@ -190,7 +192,7 @@ static void destroy_done(struct guest_process *p, struct job *job)
                              p->claim.name);
     else
         answer_quitter(p, "the guest was ended");
-    stop(p);
+    guest_process_stop(p);
 }
 
 static void run_describe(struct job *job)
@@ -206,13 +208,20 @@ static void arrived(struct guest_process *p, struct job *job)
     watch_guest(p);
     if (!p->guest) {
         answer_quitter(p, "the session was ended; no guest came of it here");
-        stop(p);
+        guest_process_stop(p);
         return;
     }
     if (job->result == 0)
         keep_facts(p, &job->description);
     else
         log_line(LOG_WARNING, "cannot describe the guest that arrived: %s", job->err.text);
+}
+
+void guest_process_adopt(struct guest_process *p, struct guest *guest, struct incoming *incoming)
+{
+    p->job.guest = guest;
+    p->job.incoming = incoming;
+    guest_process_start_job(p, run_describe, arrived);
 }
 
 /* The session thread has a name for us: from now on clients can ask. */
@@ -273,7 +282,7 @@ static void step_incoming(struct guest_process *p)
     incoming_get_status(p->incoming, &status);
     if (status.phase == INCOMING_STARTED && !p->announced) {
         p->announced = true;
-        tell_listener(p, "started", "guest", p->claim.name);
+        guest_process_tell_listener(p, "started", "guest", p->claim.name);
     }
     if (!status.finished) {
         if (p->ending)
@@ -281,14 +290,15 @@ static void step_incoming(struct guest_process *p)
         return;
     }
     if (status.phase != INCOMING_STARTED) {
-        tell_listener(p, "ended", "message",
-                      status.message[0] ? status.message : "a question was asked and answered");
+        guest_process_tell_listener(p, "ended", "message",
+                                    status.message[0] ? status.message
+                                                      : "a question was asked and answered");
         p->exit_code = status.phase == INCOMING_QUERY ? 0 : 1;
     }
-    p->job.guest = status.phase == INCOMING_STARTED ? incoming_take_guest(p->incoming) : NULL;
-    p->job.incoming = p->incoming;
+    struct incoming *over = p->incoming;
     p->incoming = NULL;
-    guest_process_start_job(p, run_describe, arrived);
+    guest_process_adopt(p, status.phase == INCOMING_STARTED ? incoming_take_guest(over) : NULL,
+                        over);
 }
 
 static void run_report(struct job *job)
@@ -379,7 +389,7 @@ static void step_migration(struct guest_process *p)
 static void step_ending(struct guest_process *p)
 {
     if (!p->guest) {
-        stop(p);
+        guest_process_stop(p);
         return;
     }
     stop_watching(p);
@@ -427,210 +437,4 @@ void guest_process_step(struct guest_process *p)
         step_migration(p);
     else if (p->ending)
         step_ending(p);
-}
-
-static void on_changed(uv_async_t *async)
-{
-    guest_process_step(async->data);
-}
-
-/* A guest that can go on without this process does. */
-static void on_signal(uv_signal_t *handle, int number)
-{
-    struct guest_process *p = handle->data;
-    (void)number;
-
-    p->leaving = true;
-    guest_process_end(p, 0);
-}
-
-/* As it is in the background of a script: Ctrl-C there is meant for others. */
-static bool is_ignored(int number)
-{
-    struct sigaction now;
-
-    return sigaction(number, NULL, &now) == 0 && now.sa_handler == SIG_IGN;
-}
-
-static struct guest_process *process_open(void)
-{
-    struct guest_process *p = calloc(1, sizeof(*p));
-
-    if (!p)
-        return NULL;
-    p->events = p->once = p->lifeline_fd = -1;
-    if (uv_loop_init(&p->loop) < 0 || uv_mutex_init(&p->mutex) < 0) {
-        free(p);
-        return NULL;
-    }
-    uv_async_init(&p->loop, &p->changed, on_changed);
-    uv_signal_init(&p->loop, &p->interrupt);
-    uv_signal_init(&p->loop, &p->terminate);
-    p->changed.data = p->interrupt.data = p->terminate.data = p;
-    if (!is_ignored(SIGINT))
-        uv_signal_start(&p->interrupt, on_signal, SIGINT);
-    uv_signal_start(&p->terminate, on_signal, SIGTERM);
-    return p;
-}
-
-static int process_close(struct guest_process *p)
-{
-    int exit_code;
-
-    uv_run(&p->loop, UV_RUN_DEFAULT);
-    exit_code = p->exit_code;
-    if (p->claimed)
-        name_release(&p->claim);
-    uv_loop_close(&p->loop);
-    uv_mutex_destroy(&p->mutex);
-    if (p->events >= 0)
-        close(p->events);
-    if (p->lifeline_fd >= 0)
-        close(p->lifeline_fd);
-    free(p);
-    return exit_code;
-}
-
-int guest_process_new(struct name_claim *claim, guest_maker_fn *make, void *context)
-{
-    struct guest_process *p = process_open();
-    struct error err = {0};
-
-    if (!p) {
-        fprintf(stderr, "wander lab: no memory for the event loop\n");
-        name_release(claim);
-        return 1;
-    }
-    p->claim = *claim;
-    p->claimed = true;
-    p->claim.socket = -1;
-    if (control_server_start(&p->loop, claim->socket, guest_process_request, p, &p->server, &err) <
-        0) {
-        fprintf(stderr, "wander lab: %s\n", err.text);
-        p->exit_code = 1;
-        stop(p);
-        return process_close(p);
-    }
-    p->job.make = make;
-    p->job.make_context = context;
-    guest_process_start_job(p, run_make, make_done);
-    return process_close(p);
-}
-
-/* Leaves a guest that was only attached to once nobody wants it moved, or no longer. */
-static void on_patience(uv_timer_t *timer)
-{
-    struct guest_process *p = timer->data;
-
-    if (p->migration || p->busy)
-        return;
-    p->leaving = p->ending = true;
-    guest_process_step(p);
-}
-
-static void on_lifeline(uv_poll_t *poll, int status, int events)
-{
-    struct guest_process *p = poll->data;
-    (void)status;
-    (void)events;
-
-    uv_poll_stop(poll);
-    uv_timer_start(&p->patience, on_patience, ATTACHED_MS, ATTACHED_MS);
-}
-
-int guest_process_attached(struct name_claim *claim, struct guest *guest, int lifeline)
-{
-    struct guest_process *p = process_open();
-    struct error err = {0};
-
-    if (!p) {
-        guest->ops->detach(guest);
-        name_release(claim);
-        close(lifeline);
-        return 1;
-    }
-    p->claim = *claim;
-    p->claimed = true;
-    p->claim.socket = -1;
-    p->lifeline_fd = lifeline;
-    uv_poll_init(&p->loop, &p->lifeline, lifeline);
-    uv_timer_init(&p->loop, &p->patience);
-    p->lifeline.data = p->patience.data = p;
-    uv_poll_start(&p->lifeline, UV_DISCONNECT | UV_READABLE, on_lifeline);
-    if (control_server_start(&p->loop, claim->socket, guest_process_request, p, &p->server, &err) <
-        0) {
-        log_line(LOG_ERROR, "%s", err.text);
-        guest->ops->detach(guest);
-        p->exit_code = 1;
-        stop(p);
-        return process_close(p);
-    }
-    p->job.guest = guest;
-    p->job.incoming = NULL;
-    guest_process_start_job(p, run_describe, arrived);
-    return process_close(p);
-}
-
-/* Session thread: claims the name that the guest would have here. */
-static void check_name(void *context, const char *name, bool keep, struct reasons *reasons)
-{
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    struct guest_process *p = context;
-    struct name_claim trial;
-    struct error err = {0};
-
-    if (p->once >= 0 && (fcntl(p->once, keep ? F_SETLK : F_GETLK, &lock) < 0 ||
-                         (!keep && lock.l_type != F_UNLCK))) {
-        reasons_add(reasons, "this receiver takes --once a guest, and has one or is being sent one "
-                             "already: start another wander receive");
-        return;
-    }
-    if (!keep) {
-        if (name_claim(name, &trial, &err) == 0)
-            name_release(&trial);
-        else
-            reasons_add(reasons, "%s", err.text);
-        return;
-    }
-    uv_mutex_lock(&p->mutex);
-    if (p->claimed && strcmp(p->claim.name, name) != 0)
-        error_set(&err, EINVAL, "this session already goes by the name '%s'", p->claim.name);
-    else if (!p->claimed)
-        p->claimed = name_claim(name, &p->claim, &err) == 0;
-    uv_mutex_unlock(&p->mutex);
-    if (err.code)
-        reasons_add(reasons, "%s", err.text);
-    uv_async_send(&p->changed);
-}
-
-static void on_incoming_changed(void *context)
-{
-    uv_async_send(context);
-}
-
-int guest_process_arriving(const struct arrival *arrival)
-{
-    struct guest_process *p = process_open();
-    struct incoming_options options = *arrival->options;
-    struct error err = {0};
-
-    if (!p) {
-        close(arrival->socket);
-        close(arrival->events);
-        return 1;
-    }
-    p->arriving = true;
-    p->events = arrival->events;
-    p->once = arrival->once;
-    options.name_check = check_name;
-    options.name_context = p;
-    if (incoming_start(arrival->socket, &options,
-                       &(struct migration_observer){on_incoming_changed, &p->changed}, &p->incoming,
-                       &err) < 0) {
-        tell_listener(p, "ended", "message", err.text);
-        p->incoming = NULL;
-        p->exit_code = 1;
-        stop(p);
-    }
-    return process_close(p);
 }

@@ -1,6 +1,6 @@
-/* What the parts of a guest's process share: guest_process.c (its life), guest_requests.c (what
- * clients ask) and guest_status.c (what it says of itself). Everything belongs to the loop's thread
- * unless it says otherwise. */
+/* What the parts of a guest's process share: guest_start.c (how it begins), guest_process.c (its
+ * life), guest_requests.c (what clients ask) and guest_status.c (what it says of itself). Everything
+ * belongs to the loop's thread unless it says otherwise. */
 #ifndef TOOLS_GUEST_STATE_H
 #define TOOLS_GUEST_STATE_H
 
@@ -95,6 +95,16 @@ void guest_process_step(struct guest_process *p);
 /* Starts a job that the caller has filled in, `done` included. Only while !busy. */
 void guest_process_start_job(struct guest_process *p, void (*run)(struct job *job),
                              void (*done)(struct guest_process *process, struct job *job));
+/* Makes the guest, lets it run, and serves it. Only while !busy. */
+void guest_process_make(struct guest_process *p, guest_maker_fn *make, void *context);
+/* Serves a guest that is there (NULL: none came); frees `incoming`, which may be NULL. Only while
+ * !busy. */
+void guest_process_adopt(struct guest_process *p, struct guest *guest, struct incoming *incoming);
+/* A line for the listener that started this process, if one did. */
+void guest_process_tell_listener(struct guest_process *p, const char *event, const char *key,
+                                 const char *text);
+/* Leaves the loop. */
+void guest_process_stop(struct guest_process *p);
 /* Asks for the end; `client` gets an answer (0: nobody). */
 void guest_process_end(struct guest_process *p, uint64_t client);
 
