@@ -15,7 +15,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15  # migrate/guest/stamp.h
 DISK, PORT, PAGE = 8, 7, 4096
 LOAD = {"ram": 64, "ram_rate": 20000, "disk": DISK, "disk_rate": 200, "echo": PORT}
 UNLIMITED = 1 << 50
-PAUSE = 0.5
+PAUSE, SLOW_MS = 0.5, 10
 
 
 def quick_world(**options):
@@ -119,6 +119,17 @@ def found_damage(world, console):
            f"expected block 5 to have a wrong checksum; got {found} {last}")
 
 
+def slow_reads(context):
+    with quick_world(load={**LOAD, "disk": 1}, network=False) as world:
+        world.boot(movable=False, slow_reads_ms=SLOW_MS)
+        console = world.console("a")
+        console.ask("stop-load", "load")
+        first, second = console.check(), console.check()
+        # The second begins when the first is over, at the earliest.
+        took, least = second["uptime"] - first["uptime"], second["disk_blocks"] * SLOW_MS / 1e3
+        expect(took >= least, f"expected {second['disk_blocks']} reads to take {least:.2f} s or more; got {took:.2f} s")
+
+
 def moved_by_qemu(context, **options):
     with quick_world(**options) as world:
         here = world.boot("a", movable=False)
@@ -159,5 +170,6 @@ DISKS = [{"disk_format": form, "cache": cache} for form in ("raw", "qcow2") for 
 
 run_cases(__doc__, {
     "boots": boots,
+    "slow_reads": slow_reads,
     "moved_by_qemu": lambda context: [moved_by_qemu(context, **disk) for disk in context.sample(DISKS, 1)],
 })

@@ -198,11 +198,22 @@ class QemuWorld(World):
             self.close()
             raise
 
-    def boot(self, name="a", movable=True):
-        """A guest that works at one end; its Process. `movable`: with wander's library."""
+    def boot(self, name="a", movable=True, slow_reads_ms=0):
+        """A guest that works at one end; its Process. `movable`: with wander's library. `slow_reads_ms`: what every read
+        of its disk past the page cache takes longer, to have some under way at every moment."""
         host, side = self.host(name), self.sides[name]
         side.clear()
-        return machine.boot(host, self.machine, side, machine.movable_environment(host) if movable else None)
+        environment = machine.movable_environment(host) if movable else dict(host.env)
+        if slow_reads_ms:
+            libraries = [environment.get("LD_PRELOAD"), str(self.slow_reads_library())]
+            environment |= {"LD_PRELOAD": ":".join(filter(None, libraries)), "SLOW_READS_MS": str(slow_reads_ms)}
+        return machine.boot(host, self.machine, side, environment)
+
+    def slow_reads_library(self):
+        need_programs("gcc")
+        library, source = self.path / "slow_reads.so", Path(__file__).with_name("slow_reads.c")
+        subprocess.run(["gcc", "-std=gnu11", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+        return library
 
     def receive(self, name="b", *options):
         """A receiver that starts the QEMU of this end; its RAM file is left as an earlier guest left it."""

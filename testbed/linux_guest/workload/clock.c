@@ -5,8 +5,8 @@
 
 #include "workload.h"
 
-#define TICK_NS 1000000ull
-#define LATE_NS 100000000ull
+#define MS      1000000ull
+#define LATE_NS (100 * MS)
 
 uint64_t now_ns(void)
 {
@@ -43,7 +43,7 @@ void pace_keep(struct pace *p, uint64_t more)
 void rest_while_told(struct rest *r)
 {
     while (atomic_load(&r->resting))
-        sleep_until(now_ns() + 10 * TICK_NS);
+        sleep_until(now_ns() + 10 * MS);
 }
 
 static void *tick(void *argument)
@@ -56,7 +56,7 @@ static void *tick(void *argument)
     while (true) {
         uint64_t now, gap;
 
-        sleep_until(last + TICK_NS);
+        sleep_until(last + t->interval_ns);
         now = now_ns();
         gap = now - last;
         last = now;
@@ -68,8 +68,9 @@ static void *tick(void *argument)
     return NULL;
 }
 
-void ticker_start(struct ticker *t)
+void ticker_start(struct ticker *t, uint64_t interval_ms)
 {
+    t->interval_ns = interval_ms * MS;
     start_thread(tick, t);
 }
 

@@ -82,6 +82,7 @@ static void read_options(struct options *o)
     read_option(text, "disk", &o->disk);
     read_option(text, "disk_rate", &o->disk_rate);
     read_option(text, "echo", &o->echo);
+    read_option(text, "tick", &o->tick);
 }
 
 static double uptime(void)
@@ -169,11 +170,11 @@ int main(void)
         return 1;
     signal(SIGHUP, SIG_IGN);
     make_quiet();
-    w->options = (struct options){.ram = 128, .disk = 8};
+    w->options = (struct options){.ram = 128, .disk = 8, .tick = 1};
     read_options(&w->options);
     w->ram = ram_new(&w->options, &w->rest);
     w->disk = disk_new(&w->options, &w->rest);
-    ticker_start(&w->ticker);
+    ticker_start(&w->ticker, w->options.tick);
     echo_start(&w->echo, w->options.echo);
     say("ready uptime=%.3f ram_pages=%llu disk_blocks=%llu", uptime(),
         (unsigned long long)(w->options.ram * (MIB / PAGE)),

@@ -17,6 +17,7 @@ struct options {
     uint64_t disk;      /* MiB at the beginning of /dev/vda that are written and re-read */
     uint64_t disk_rate; /* blocks a second; 0: as fast as they go */
     uint64_t echo;      /* UDP port to answer on; 0: none */
+    uint64_t tick;      /* ms between two ticks */
 };
 
 /* One line on the console. Any thread. */
@@ -72,12 +73,13 @@ struct disk_account {
 
 void disk_account(struct disk *d, struct disk_account *out); /* all 0 for NULL */
 
-/* A thread before all others that wakes every millisecond. */
+/* A thread before all others that wakes every few milliseconds. */
 struct ticker {
+    uint64_t interval_ns;
     _Atomic uint64_t ticks, gap_ns;
 };
 
-void ticker_start(struct ticker *t);
+void ticker_start(struct ticker *t, uint64_t interval_ms);
 /* The longest time between two ticks since this was called last. */
 uint64_t ticker_gap(struct ticker *t);
 
