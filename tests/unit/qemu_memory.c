@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 
 #include "migrate/guest/qemu/memory.h"
-#include "tests/unit/qemu_fixture.h"
+#include "tests/unit/qemu_real.h"
 
 #define FILE_64M(id) "-object memory-backend-file,id=" id ",size=64M,mem-path=" id ".ram,share=on "
 #define MOVABLE      FILE_64M("r") "-machine q35,memory-backend=r"

@@ -12,7 +12,7 @@
 
 #include "migrate/guest/qemu/qmp.h"
 #include "migrate/guest/qemu/qmp_inbox.h"
-#include "tests/unit/qemu_fixture.h"
+#include "tests/unit/qemu_real.h"
 
 #define GREETING "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n"
 #define SHORT_MS 300
