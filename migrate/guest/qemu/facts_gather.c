@@ -267,6 +267,22 @@ static const cJSON *device_of(const cJSON *root, const char *qdev)
     return NULL;
 }
 
+/* The image's file: QEMU gives its name, or for a node made of several "json:" and their options,
+ * the file innermost. */
+static void add_file(cJSON *disk, const cJSON *medium)
+{
+    const char *file = json_text(medium, "file");
+    cJSON *options = strncmp(file, "json:", 5) == 0 ? cJSON_Parse(file + 5) : NULL;
+    const cJSON *node = options;
+
+    while (cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(node, "file")))
+        node = cJSON_GetObjectItemCaseSensitive(node, "file");
+    if (json_text(node, "filename")[0])
+        file = json_text(node, "filename");
+    add_text(disk, "file", file);
+    cJSON_Delete(options);
+}
+
 static cJSON *describe_disk(const cJSON *root, const cJSON *block)
 {
     const cJSON *medium = cJSON_GetObjectItemCaseSensitive(block, "inserted");
@@ -282,7 +298,7 @@ static cJSON *describe_disk(const cJSON *root, const cJSON *block)
     cJSON_AddBoolToObject(disk, "readonly", json_true(medium, "ro"));
     cJSON_AddBoolToObject(disk, "direct", json_true(cache, "direct"));
     cJSON_AddBoolToObject(disk, "unsafe", json_true(cache, "no-flush"));
-    add_text(disk, "file", json_text(medium, "file"));
+    add_file(disk, medium);
     return disk;
 }
 
