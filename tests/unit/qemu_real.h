@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "migrate/guest/guest.h"
 #include "migrate/guest/qemu/qmp.h"
 #include "transport/base/clock.h"
 
@@ -105,6 +106,21 @@ static inline int fixture_wait_readable(int fd)
     struct pollfd ready = {.fd = fd, .events = POLLIN};
 
     return poll(&ready, 1, FIXTURE_WAIT_MS) == 1 ? 0 : -1;
+}
+
+/* The texts `expected` (NULL-terminated) must be among the reasons, one each, and no reason else.
+ */
+static inline void expect_reasons(const char *name, const struct reasons *reasons,
+                                  const char *const *expected)
+{
+    unsigned count = 0;
+
+    for (; expected[count]; count++)
+        cr_expect(reasons->text && strstr(reasons->text, expected[count]),
+                  "%s: expected '%s' among the reasons: %s", name, expected[count],
+                  reasons->text ? reasons->text : "(none)");
+    cr_expect_eq(reasons->count, count, "%s: %u reasons, expected %u: %s", name, reasons->count,
+                 count, reasons->text ? reasons->text : "(none)");
 }
 
 #endif
