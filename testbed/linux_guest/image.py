@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from virtual.image import archive, cache_directory, unpack, unpack_kernel
-from virtual.packages import Apt, run
+from virtual.packages import Apt, Trouble, run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -62,7 +62,7 @@ def remove_old(cache):
 def build(place, archives, say):
     say("fetching the kernel and busybox for the Linux guest")
     apt = Apt(place / "apt", archives)
-    apt.update()
+    update(apt)
     kernel, _ = apt.kernel()
     busybox = apt.fetch_one("busybox-static")
     root, image = place / "root", place / "image"
@@ -74,6 +74,17 @@ def build(place, archives, say):
     run([root / "bin/busybox", "depmod", "-b", root, version])
     run([*COMPILE, "-I", ROOT, "-o", place / "workload", *sorted((HERE / "workload").glob("*.c"))])
     (image / "initramfs").write_bytes(archive(boot_files(place, root, root / "usr/lib/modules" / version)))
+
+
+def update(apt, tries=3):
+    """Mirrors fail now and then."""
+    for left in range(tries - 1, -1, -1):
+        try:
+            return apt.update()
+        except Trouble:
+            if not left:
+                raise
+            time.sleep(5)
 
 
 def boot_files(place, root, modules):
