@@ -56,6 +56,15 @@ int userfaultfd_enable(int fd, struct error *err)
         "write-protection; use Linux 6.7 or newer with CONFIG_PTE_MARKER_UFFD_WP");
 }
 
+static const char *why_not_registered(const struct tracked_region *r, int code)
+{
+    if (code == EBUSY)
+        return "another tracker is at work on it";
+    if (code == EINVAL && r->place.file >= 0)
+        return "its file has to be on tmpfs, such as /dev/shm";
+    return "UFFDIO_REGISTER";
+}
+
 static int register_region(int fd, const struct tracked_region *r, struct error *err)
 {
     struct uffdio_register range = {.range = {.start = r->place.address, .len = r->region.size},
@@ -64,7 +73,7 @@ static int register_region(int fd, const struct tracked_region *r, struct error 
     if (ioctl(fd, UFFDIO_REGISTER, &range) == 0)
         return 0;
     return error_set_errno(err, errno, "cannot track region %s (%s)", r->region.name,
-                           errno == EBUSY ? "another tracker is at work on it" : "UFFDIO_REGISTER");
+                           why_not_registered(r, errno));
 }
 
 /* One look at a part of a region: what becomes of the written pages. */

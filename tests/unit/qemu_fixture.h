@@ -1,110 +1,102 @@
-/* A QEMU of a test's own: TCG, 64 MiB, nothing runs in it until it is told to. */
+/* A process that stands in for a QEMU (tests/qemu_stand_in.c), and its RAM mapped here too. */
 #ifndef TESTS_UNIT_QEMU_FIXTURE_H
 #define TESTS_UNIT_QEMU_FIXTURE_H
 
 #include <criterion/criterion.h>
-#include <poll.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "migrate/guest/qemu/qmp.h"
-#include "transport/base/clock.h"
+#include "migrate/guest/qemu/memory.h"
 
-#define FIXTURE_QEMU    "/usr/bin/qemu-system-x86_64"
-#define FIXTURE_WAIT_MS 60000
+#define MIB (1ull << 20)
 
-struct fixture_qemu {
-    pid_t pid;
-    struct qmp *qmp;
-    char folder[64], socket[100];
+struct stand_in {
+    pid_t started, pid; /* they differ when it daemonises */
+    FILE *commands, *answers;
+    struct qemu_memory memory;
 };
 
-static inline void fixture_folder(struct fixture_qemu *f)
+enum stand_in_options { PLAIN = 0, NO_LIBRARY = 1, DAEMONIZE = 2 };
+
+static inline void stand_in_exec(const char *path, uint64_t size, unsigned options,
+                                 const int pipes[4])
 {
-    if (f->folder[0])
-        return;
-    strcpy(f->folder, "/dev/shm/wander-test-qemu-XXXXXX");
-    cr_assert_not_null(mkdtemp(f->folder), "no folder in /dev/shm");
+    char bytes[32];
+
+    snprintf(bytes, sizeof(bytes), "%llu", (unsigned long long)size);
+    dup2(pipes[0], STDIN_FILENO);
+    dup2(pipes[3], STDOUT_FILENO);
+    for (int i = 0; i < 4; i++)
+        close(pipes[i]);
+    unsetenv("LD_PRELOAD");
+    if (!(options & NO_LIBRARY))
+        setenv("LD_PRELOAD", QEMU_LIBRARY, 1);
+    execl(QEMU_STAND_IN, QEMU_STAND_IN, path, bytes, options & DAEMONIZE ? "daemonize" : NULL,
+          (char *)NULL);
+    _exit(127);
 }
 
-static inline void fixture_run(struct fixture_qemu *f, const char *arguments)
+/* `disk`: what its direct reads read; may be NULL. */
+static inline struct stand_in stand_in_start(uint64_t size, unsigned options, const char *disk)
 {
-    char command[4096];
+    struct stand_in s = {.memory = {.count = 1, .bytes = size}};
+    char path[] = "/dev/shm/wander-test-XXXXXX";
+    unsigned long long address;
+    int pipes[4], pid;
+    int file = mkstemp(path);
 
-    snprintf(command, sizeof command,
-             "cd %s && exec %s -accel tcg -m 64 -display none -nodefaults -S -qmp "
-             "unix:%s,server=on,wait=off %s >log 2>&1",
-             f->folder, FIXTURE_QEMU, f->socket, arguments ? arguments : "-machine q35");
-    f->pid = fork();
-    cr_assert_geq(f->pid, 0);
-    if (f->pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        execl("/bin/sh", "sh", "-c", command, NULL);
-        _exit(127);
-    }
+    cr_assert(file >= 0 && ftruncate(file, (off_t)size) == 0, "cannot make a file in /dev/shm: %s",
+              strerror(errno));
+    cr_assert(pipe2(pipes, O_CLOEXEC) == 0 && pipe2(pipes + 2, O_CLOEXEC) == 0);
+    setenv("DISK", disk ? disk : "", 1);
+    s.started = fork();
+    if (s.started == 0)
+        stand_in_exec(path, size, options, pipes);
+    close(pipes[0]);
+    close(pipes[3]);
+    s.commands = fdopen(pipes[1], "w");
+    s.answers = fdopen(pipes[2], "r");
+    cr_assert_eq(fscanf(s.answers, "%d %llx", &pid, &address), 2, "the stand-in did not start");
+    unlink(path);
+    s.pid = pid;
+    s.memory.file[0] = file;
+    s.memory.address[0] = address;
+    s.memory.regions[0] = (struct guest_region){.name = "ram", .size = size};
+    s.memory.regions[0].host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    cr_assert_neq(s.memory.regions[0].host, MAP_FAILED);
+    return s;
 }
 
-/* What QEMU has written, for a test that fails. */
-static inline const char *fixture_log(const struct fixture_qemu *f, char *out, size_t size)
+/* What the stand-in answers. */
+static inline long tell(struct stand_in *s, const char *command, uint64_t page, uint64_t count)
 {
-    char path[128];
-    FILE *file;
+    long answer = -1;
 
-    snprintf(path, sizeof path, "%s/log", f->folder);
-    file = fopen(path, "re");
-    out[file ? fread(out, 1, size - 1, file) : 0] = '\0';
-    if (file)
-        fclose(file);
-    return out;
+    fprintf(s->commands, "%s %llu %llu\n", command, (unsigned long long)page,
+            (unsigned long long)count);
+    fflush(s->commands);
+    cr_assert_eq(fscanf(s->answers, "%ld", &answer), 1, "the stand-in ended at '%s'", command);
+    return answer;
 }
 
-/* `arguments`: besides -accel tcg -m 64; with -machine, or NULL for q35 alone. Relative paths are
- * in the fixture's folder, in shared memory. A test without QEMU is skipped by name. */
-static inline void fixture_start(struct fixture_qemu *f, const char *arguments)
+/* By itself, or by a signal. */
+static inline void stand_in_end(struct stand_in *s, int by_signal)
 {
-    uint64_t deadline = clock_now() + FIXTURE_WAIT_MS * NS_PER_MS;
-    struct error err = {0};
-    char log[2048];
-
-    if (access(FIXTURE_QEMU, X_OK) < 0)
-        cr_skip_test("skipped: " FIXTURE_QEMU " is not installed");
-    fixture_folder(f);
-    snprintf(f->socket, sizeof f->socket, "%s/qmp.sock", f->folder);
-    fixture_run(f, arguments);
-    while (access(f->socket, F_OK) < 0) {
-        cr_assert(clock_now() < deadline && waitpid(f->pid, NULL, WNOHANG) == 0,
-                  "QEMU did not start with '%s': %s", arguments ? arguments : "",
-                  fixture_log(f, log, sizeof log));
-        usleep(10000);
-    }
-    while (qmp_connect(f->socket, &f->qmp, &err) < 0) {
-        cr_assert(clock_now() < deadline, "%s", err.text);
-        error_clear(&err);
-        usleep(10000);
-    }
-}
-
-static inline void fixture_stop(struct fixture_qemu *f)
-{
-    char command[128];
-
-    qmp_close(f->qmp);
-    kill(f->pid, SIGKILL);
-    waitpid(f->pid, NULL, 0);
-    snprintf(command, sizeof command, "rm -rf '%s'", f->folder);
-    cr_expect_eq(system(command), 0);
-    *f = (struct fixture_qemu){0};
-}
-
-static inline int fixture_wait_readable(int fd)
-{
-    struct pollfd ready = {.fd = fd, .events = POLLIN};
-
-    return poll(&ready, 1, FIXTURE_WAIT_MS) == 1 ? 0 : -1;
+    if (by_signal)
+        kill(s->pid, by_signal);
+    fclose(s->commands);
+    fclose(s->answers);
+    while (waitpid(s->started, NULL, 0) < 0 && errno == EINTR)
+        ;
+    munmap(s->memory.regions[0].host, s->memory.regions[0].size);
+    close(s->memory.file[0]);
 }
 
 #endif
