@@ -227,7 +227,10 @@ static int spawn_qemu(const struct spawn *how, struct qemu_process *p, struct er
 {
     int ret = spawn_start(how, &p->pid, &p->handle);
 
-    return ret < 0 ? error_set_errno(err, -ret, "cannot start %.200s", how->program) : 0;
+    if (ret == 0)
+        return 0;
+    unlink(p->log);
+    return error_set_errno(err, -ret, "cannot start %.200s", how->program);
 }
 
 static int start_with(char *const *command, char **environment, struct qemu_process *p,

@@ -227,6 +227,8 @@ void qemu_settings_replay(struct qmp *q, const cJSON *commands)
 {
     const cJSON *item;
 
+    if (qmp_lost(q))
+        return;
     cJSON_ArrayForEach(item, commands)
     {
         const char *name = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(item, "execute"));
