@@ -220,9 +220,26 @@ class QemuWorld(World):
         self.sides[name].console.log.unlink(missing_ok=True)
         return machine.receive(self.host(name), self.machine, self.sides[name], *options)
 
+    def hop(self, here, there, uri, *options, pinger=None, seconds=120):
+        """Moves the guest from one end to the other, to a receiver that is there: (report, ms without an answer to pings,
+        or None). Nothing may be bad, the uptime goes on, and the source's QEMU is gone."""
+        before, began = self.console(here).good(), time.time_ns()
+        self.console(there).log.unlink(missing_ok=True)  # of an earlier stay
+        report = self.host(here).migrate(self.guest(here), uri, *options, seconds=seconds)
+        after = self.console(there).next("report", seconds=30, after=0)
+        expect(after["uptime"] > before["uptime"], f"expected the uptime to go on from {before}; got {after}")
+        self.console(there).good()
+        wait_until(lambda: not self.qemu_pids(here), 20, f"the QEMU at {here} to be gone")
+        if not pinger:
+            return report, None
+        pinger.wait_answer(time.time_ns())
+        return report, pinger.longest_gap(began)
+
     def guest(self, name):
-        """How `wander migrate` is told the guest at one end."""
-        return f"qmp:{self.sides[name].monitor}"
+        """How `wander migrate` is told the guest at one end: one that has come by wander has a name there, one that was
+        started by hand is known by its monitor."""
+        arrived = self.machine.name in self.host(name).guests()
+        return self.machine.name if arrived else f"qmp:{self.sides[name].monitor}"
 
     def console(self, name):
         return self.sides[name].console
