@@ -276,7 +276,8 @@ Test(qemu_qmp, keeps_the_newest_event_of_a_name)
         {ACT_SAY, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\r\n"},
         {ACT_SAY, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"active\"}}\r\n"},
         {ACT_SAY, "{\"event\": \"STOP\"}\r\n"},
-        {ACT_HOLD}};
+        {ACT_HOLD},
+        {ACT_END}};
     const char *const names[] = {"RESUME", "STOP", NULL};
     struct server s = {0};
     struct error err = {0};
@@ -332,7 +333,7 @@ Test(qemu_qmp, says_what_is_wrong_with_a_path)
 
 Test(qemu_qmp, arguments_that_are_no_json_are_not_sent)
 {
-    static const struct step steps[] = {NEGOTIATE, {ACT_HOLD}};
+    static const struct step steps[] = {NEGOTIATE, {ACT_HOLD}, {ACT_END}};
     struct server s = {0};
     struct error err = {0};
     struct qmp *q;
