@@ -129,7 +129,7 @@ static int show_one(const char *name, const struct status_values *values, struct
     } else {
         if (!values->headless)
             print_head();
-        print_row(name, status);
+        print_row(control_text(status, "name"), status);
     }
     cJSON_Delete(status);
     return rc;

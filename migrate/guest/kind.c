@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-static const struct guest_kind *const kinds[] = {&lab_guest_kind, &synthetic_guest_kind};
+static const struct guest_kind *const kinds[] = {&lab_guest_kind, &synthetic_guest_kind,
+                                                 &qemu_guest_kind};
 
 const struct guest_kind *guest_kind_find(const char *name)
 {

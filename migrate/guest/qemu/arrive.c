@@ -42,7 +42,7 @@ static int start_arriving(const struct guest_host *host, const char *name, struc
 end_process:
     qemu_add_last_words(q, err);
     qemu_process_end(&q->process, true, QEMU_KILL_MS, &(struct error){0});
-    qemu_settings_restore(NULL, q->settings);
+    qemu_settings_restore(q->qmp, q->settings);
     guardian_end(q->guardian);
 free_guest:
     qemu_free(q);

@@ -320,7 +320,7 @@ static void qemu_destroy(struct guest *g)
         log_line(LOG_ERROR, "guest %s: %s", q->name, err.text);
     else
         qemu_memory_discard(&q->memory);
-    qemu_settings_restore(NULL, q->settings);
+    qemu_settings_restore(q->qmp, q->settings);
     guardian_end(q->guardian);
     qemu_free(q);
 }
