@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 /* In pages; st_blocks counts 512 bytes. */
@@ -51,7 +52,6 @@ static int walk_again(struct held_pages *h)
     h->pages = h->spare;
     h->spare = known;
     h->unexplained = total - (int64_t)dirty_map_pages(&h->pages);
-    h->doubtful = false;
     return 0;
 }
 
@@ -93,14 +93,20 @@ bool held_pages_run(struct held_pages *h, uint64_t *page, uint64_t end, uint64_t
     return true;
 }
 
-/* Equal numbers prove that nothing changed unless as many pages came as went. Those that went were
- * known, so a scan saw them no longer mapped: `doubtful`. */
+/* Without swap a page that came is mapped until it is punched out, so that a scan explains it. */
+static bool host_swaps(void)
+{
+    struct sysinfo info;
+
+    return sysinfo(&info) < 0 || info.freeswap != info.totalswap;
+}
+
 static int changed_since(struct held_pages *h, bool *changed)
 {
-    int64_t total;
+    int64_t total = 0;
     int rc = file_pages(h->file, &total);
 
-    *changed = h->doubtful || total - (int64_t)dirty_map_pages(&h->pages) != h->unexplained;
+    *changed = total - (int64_t)dirty_map_pages(&h->pages) != h->unexplained || host_swaps();
     return rc;
 }
 

@@ -1,8 +1,10 @@
 /* The pages that a shared file holds, as far as they are known, for a tracker that sees them
  * through a process's page table. A page may leave the table and stay in the file (reclaim,
  * MADV_DONTNEED), come to the file and leave the table before anyone looked, or be punched out of
- * the file. Walking the file (SEEK_DATA) costs milliseconds per GiB, too much for a pause, so it is
- * walked only when something came or went that the page table does not explain. */
+ * the file. Walking the file (SEEK_DATA) costs milliseconds per GiB, too much for a pause. So it is
+ * walked only when the file's number of pages (st_blocks) is not what the page table explains, and
+ * always while the host has anything in swap: else as many pages might have been punched out as
+ * came and were swapped out at once. */
 #ifndef MIGRATE_GUEST_HELD_PAGES_H
 #define MIGRATE_GUEST_HELD_PAGES_H
 

@@ -98,10 +98,8 @@ static int add_absent(const struct scan *s, uint64_t page, uint64_t end)
     uint64_t count = 0;
     int rc = 0;
 
-    for (; s->add && rc == 0 && held_pages_run(held, &page, end, &count); page += count) {
-        held->doubtful = true;
+    for (; s->add && rc == 0 && held_pages_run(held, &page, end, &count); page += count)
         rc = s->add(s->to, page, count);
-    }
     return rc;
 }
 
