@@ -137,30 +137,42 @@ static int verify(struct migration *m, struct error *err)
     return result;
 }
 
+/* Whether what was collected still fits; notes what was foretold. */
+static bool fits(struct migration *m, const struct policy_decision *decision)
+{
+    struct measurement *out = &m->measurement;
+    struct policy_input input = source_policy_input(m);
+    uint64_t bytes = m->dirty_pages * GUEST_PAGE_SIZE;
+    uint64_t predicted = policy_predict_downtime(&input, bytes);
+
+    if (!decision->forced &&
+        (bytes > decision->predicted_last_bytes || predicted > m->options.limits.downtime_ns))
+        return false;
+    out->forced = decision->forced;
+    out->predicted_downtime_ns = predicted;
+    out->predicted_last_bytes = decision->forced ? bytes : decision->predicted_last_bytes;
+    return true;
+}
+
 int source_switch_over(struct migration *m, const struct policy_decision *decision,
                        struct error *err)
 {
-    struct measurement *out = &m->measurement;
+    bool look_first = m->guest->ops->save_costs;
 
     source_enter_phase(m, MIGRATION_SWITCHOVER);
     int result = pause_guest(m, err);
+    if (!result && look_first)
+        result = source_collect(m, err);
+    if (!result && look_first && !fits(m, decision))
+        return resume_for_another_round(m, err);
     if (!result)
         result = save_state(m, err);
     if (!result)
         result = source_collect(m, err);
     if (result)
         return result;
-
-    struct policy_input input = source_policy_input(m);
-    uint64_t bytes = m->dirty_pages * GUEST_PAGE_SIZE;
-    uint64_t predicted = policy_predict_downtime(&input, bytes);
-    bool fits =
-        bytes <= decision->predicted_last_bytes && predicted <= m->options.limits.downtime_ns;
-    if (!fits && !decision->forced)
+    if (!look_first && !fits(m, decision))
         return resume_for_another_round(m, err);
-    out->forced = decision->forced;
-    out->predicted_downtime_ns = predicted;
-    out->predicted_last_bytes = decision->forced ? bytes : decision->predicted_last_bytes;
     result = send_last_round(m, err);
     if (!result)
         result = load_there(m, err);

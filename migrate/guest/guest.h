@@ -154,6 +154,8 @@ struct guest_ops {
      * it can check without running: it reads the state back and compares, and the error names each
      * register, MSR or field that differs. -EBADMSG for bytes that are no state of this version. */
     int (*save)(struct guest *g, struct guest_state *out, struct error *err);
+    bool save_costs; /* milliseconds, and disks and network with it: only when nothing speaks
+                        against the switchover any more */
     int (*load)(struct guest *g, const void *bytes, size_t size,
                 const struct guest_load_context *context, struct error *err);
 

@@ -336,6 +336,7 @@ static const struct guest_ops qemu_ops = {
     .paused = qemu_paused,
     .resumed_at = qemu_resumed_at,
     .save = qemu_save,
+    .save_costs = true,
     .load = qemu_load,
     .throttle = qemu_set_throttle,
     .prepare = qemu_prepare,
