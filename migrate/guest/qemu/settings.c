@@ -227,7 +227,7 @@ void qemu_settings_replay(struct qmp *q, const cJSON *commands)
 {
     const cJSON *item;
 
-    if (qmp_lost(q))
+    if (!q || qmp_lost(q)) /* a QEMU that is about to end has no need of them */
         return;
     cJSON_ArrayForEach(item, commands)
     {
