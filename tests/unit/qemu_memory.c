@@ -1,8 +1,10 @@
 /* The RAM of real QEMUs: found, mapped and refused. */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 
 #include "migrate/guest/qemu/memory.h"
@@ -110,6 +112,36 @@ Test(qemu_memory, is_found_or_refused, .timeout = 240)
         check_memory_case(&memory_cases[i]);
 }
 
+Test(qemu_memory, huge_pages_are_refused, .timeout = 120)
+{
+    struct fixture_qemu qemu = {0};
+    struct qemu_memory m;
+    struct reasons reasons = {0};
+    struct error err = {0};
+    char huge[128];
+
+    fixture_folder(&qemu);
+    snprintf(huge, sizeof huge, "%s/huge", qemu.folder);
+    cr_assert_eq(mkdir(huge, 0700), 0);
+    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("none", huge, "hugetlbfs", 0, "pagesize=2M") < 0) {
+        rmdir(huge);
+        rmdir(qemu.folder);
+        cr_skip_test("skipped: hugetlbfs cannot be mounted here (needs root)");
+    }
+    fixture_start(&qemu, "-object memory-backend-file,id=r,size=64M,mem-path=huge/r.ram,share=on,"
+                         "reserve=off -machine q35,memory-backend=r");
+    cr_assert_eq(qemu_memory_open(qemu.qmp, &m, &reasons, &err), 0, "%s", err.text);
+    cr_expect_eq(m.count, 0);
+    cr_expect(reasons.text && strstr(reasons.text, "huge pages") &&
+                  strstr(reasons.text, "in pieces of 2.0 MiB"),
+              "%s", reasons.text);
+    qemu_memory_close(&m);
+    reasons_free(&reasons);
+    umount2(huge, MNT_DETACH);
+    fixture_stop(&qemu);
+}
+
 static void open_movable(struct fixture_qemu *qemu, struct qemu_memory *m)
 {
     struct reasons reasons = {0};
@@ -190,11 +222,14 @@ Test(qemu_memory, present_keeps_to_the_part_of_the_file)
     cr_assert_eq(ftruncate(m.file[0], 4 << 20), 0);
     cr_assert_eq(pwrite(m.file[0], "x", 1, 0), 1);
     cr_assert_eq(pwrite(m.file[0], "x", 1, (1 << 20) + 8192), 1);
-    cr_assert_eq(pwrite(m.file[0], "x", 1, 3 << 20), 1);
+    cr_assert_eq(pwrite(m.file[0], "xx", 2, (2 << 20) - 1), 2);
     cr_assert_eq(qemu_memory_present(&m, 0, &list, &err), 0, "%s", err.text);
-    cr_assert_eq(list.count, 1, "%zu extents", list.count);
+    cr_assert_eq(list.count, 2, "%zu extents", list.count);
     cr_expect_eq(list.extents[0].offset, 8192);
     cr_expect_eq(list.extents[0].length, 4096);
+    cr_expect_eq(list.extents[1].offset, (1 << 20) - 4096);
+    cr_expect_eq(list.extents[1].length, 4096, "%llu bytes, some of them behind the region",
+                 (unsigned long long)list.extents[1].length);
     extent_list_free(&list);
     close(m.file[0]);
     cr_expect_eq(qemu_memory_present(&m, 0, &list, &err), -EBADF, "a closed file is no error");
@@ -248,6 +283,11 @@ Test(qemu_memory, plugging_shows_in_the_list, .timeout = 120)
                  0, "%s", err.text);
     cr_expect_eq(qemu_memory_list(qemu.qmp, list, sizeof list, &err), 0, "%s", err.text);
     cr_expect_str_eq(list, "more=1048576 r=67108864");
+    cr_expect_eq(qmp_call(qemu.qmp, NULL, &err, "object-add",
+                          "{'qom-type': 'memory-backend-ram', 'id': 'z', 'size': 1048576}"),
+                 0, "%s", err.text);
+    cr_expect_eq(qemu_memory_list(qemu.qmp, list, sizeof list, &err), 0, "%s", err.text);
+    cr_expect_str_eq(list, "more=1048576 r=67108864 z=1048576");
     cr_expect_eq(qemu_memory_list(qemu.qmp, tiny, sizeof tiny, &err), -ENOBUFS);
     fixture_stop(&qemu);
 }

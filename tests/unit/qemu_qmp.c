@@ -275,7 +275,8 @@ Test(qemu_qmp, keeps_the_newest_event_of_a_name)
         NEGOTIATE,
         {ACT_SAY, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\r\n"},
         {ACT_SAY, "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"active\"}}\r\n"},
-        {ACT_SAY, "{\"event\": \"STOP\"}\r\n"},
+        {ACT_SAY, "{\"event\": \"BLOCK_JOB_READY\", \"data\": {}}\r\n"
+                  "{\"event\": \"BLOCK_JOB_READY\"}\r\n{\"event\": \"STOP\"}\r\n"},
         {ACT_HOLD},
         {ACT_END}};
     const char *const names[] = {"RESUME", "STOP", NULL};
@@ -293,6 +294,9 @@ Test(qemu_qmp, keeps_the_newest_event_of_a_name)
     qmp_forget(q, "MIGRATION");
     cr_expect(!qmp_seen(q, "MIGRATION", &data), "a forgotten event is still there");
     cr_expect_null(data);
+    cr_assert(qmp_seen(q, "BLOCK_JOB_READY", &data), "BLOCK_JOB_READY was not noted");
+    cr_expect_null(data, "the newest has no data, an older one's were given");
+    cJSON_Delete(data);
     qmp_forget(q, "STOP");
     cr_expect_eq(qmp_await(q, names, SHORT_MS, &err), -ETIMEDOUT);
     qmp_close(q);

@@ -255,6 +255,10 @@ int qemu_facts_refuse(struct qmp *q, pid_t pid, const struct qemu_facts *f, stru
         (ret = refuse_devices(q, f, reasons, notes, err)) < 0)
         return error_prefix(err, "asking QEMU what keeps its guest from being moved failed");
     facts_refuse_aio(pid, rings_are_disks(f), reasons);
+    if (notes && !rings_are_disks(f))
+        reasons_add(notes,
+                    "in this QEMU, disks added while it runs (blockdev-add) with aio=io_uring "
+                    "cannot be told from others: the guest must have none");
     cJSON_ArrayForEach(disk, facts_list(f, "disks"))
     {
         refuse_disk(pid, disk, reasons, notes);
