@@ -101,3 +101,72 @@ Test(dirty_map, finds_backwards_too)
     }
     dirty_map_free(&map);
 }
+
+static void fill(struct dirty_map *map, bool *model, unsigned *seed)
+{
+    for (uint64_t page = 0; page < PAGES; page++) {
+        model[page] = rand_r(seed) % 3 == 0 && page / GUEST_CHUNK_PAGES % 3 != *seed % 3;
+        if (model[page])
+            cr_assert_eq(dirty_map_add(map, page, 1), 0);
+    }
+}
+
+Test(dirty_map, merge_and_difference)
+{
+    static bool a_model[PAGES], b_model[PAGES], expected[PAGES];
+    unsigned seed = 7;
+
+    for (int round = 0; round < 50; round++) {
+        struct dirty_map a = {0}, b = {0}, difference = {0};
+        fill(&a, a_model, &seed);
+        fill(&b, b_model, &seed);
+        cr_assert_eq(dirty_map_add_difference(&difference, &a, &b), 0);
+        for (size_t i = 0; i < PAGES; i++)
+            expected[i] = a_model[i] && !b_model[i];
+        expect_same(&difference, expected);
+        cr_assert_eq(dirty_map_merge(&a, &b), 0);
+        for (size_t i = 0; i < PAGES; i++)
+            expected[i] = a_model[i] || b_model[i];
+        expect_same(&a, expected);
+        cr_assert_eq(dirty_map_merge(&a, &b), 0, "what is there already");
+        expect_same(&a, expected);
+        dirty_map_free(&a);
+        dirty_map_free(&b);
+        dirty_map_free(&difference);
+    }
+}
+
+Test(dirty_map, words)
+{
+    static bool model[PAGES];
+    struct dirty_map map = {0};
+
+    for (uint64_t word = 0; word < PAGES / 64; word += 3) {
+        cr_assert_eq(dirty_map_add_word(&map, word, 1ull << 63 | 1 << 5), 0);
+        model[word * 64 + 63] = model[word * 64 + 5] = true;
+    }
+    expect_same(&map, model);
+    dirty_map_free(&map);
+}
+
+Test(dirty_map, spans)
+{
+    static const struct {
+        uint64_t page, end;
+        bool there;
+    } cases[] = {{0, 512, false},    {511, 512, false},        {512, 1024, true},
+                 {1023, 1024, true}, {1024, 1280, false},      {1280, 1536, true},
+                 {1300, 1536, true}, {1536, UINT64_MAX, false}};
+    struct dirty_map map = {0};
+
+    dirty_map_add(&map, 700, 200); /* chunks 2 and 3 */
+    dirty_map_add(&map, 1535, 1);  /* chunk 5 */
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        uint64_t end = 0;
+        bool there = dirty_map_span(&map, cases[i].page, &end);
+        cr_expect(there == cases[i].there && end == cases[i].end,
+                  "page %zu: %d until %zu, expected %d until %zu", (size_t)cases[i].page, there,
+                  (size_t)end, cases[i].there, (size_t)cases[i].end);
+    }
+    dirty_map_free(&map);
+}

@@ -28,6 +28,14 @@ static void status_of(const struct stand_in *s, pid_t thread, const char *field,
         fclose(status);
 }
 
+static bool is_traced(const struct stand_in *s, pid_t thread)
+{
+    char tracer[64];
+
+    status_of(s, thread, "TracerPid", tracer, sizeof(tracer));
+    return atoi(tracer) != 0;
+}
+
 static void expect_untouched(const struct stand_in *s, pid_t thread)
 {
     char tracer[64], state[64];
@@ -171,6 +179,27 @@ Test(qemu_throttle, a_qemu_that_dies)
     set(t, 99);
     set(t, 0);
     qemu_throttle_free(t);
+}
+
+/* The kernel lets go what a process had stopped that dies. */
+Test(qemu_throttle, a_tracer_that_dies)
+{
+    struct stand_in s = stand_in_start(MIB, NO_LIBRARY, NULL);
+    pid_t thread = (pid_t)tell(&s, "counter", 0, 0), child;
+
+    for (int round = 0; round < 10; round++) {
+        child = fork();
+        if (child == 0) {
+            set(throttle(&thread, 1), 90);
+            rest_ms((uint64_t)round * 3);
+            kill(getpid(), SIGKILL);
+        }
+        waitpid(child, NULL, 0);
+        for (int wait = 0; wait < 1000 && is_traced(&s, thread); wait++)
+            rest_ms(1);
+        expect_untouched(&s, thread);
+    }
+    stand_in_end(&s, SIGKILL);
 }
 
 /* Signals to a throttled thread arrive, each once, and stop nothing for good. */
