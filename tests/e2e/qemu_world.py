@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 
 from cases import Skip
-from hosts import Process, World, expect, wait_until
+from hosts import Process, World, alive, expect, wait_until
 from linux_guest import image, machine
 from virtual.packages import Trouble
 
@@ -180,6 +180,17 @@ def check_image(path, disk_format, mib):
     return len(sequences)
 
 
+def commands(host, word):
+    """Processes of wander on a host that run this subcommand."""
+    found = []
+    for pid in host.pids():
+        with contextlib.suppress(OSError):
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if argv[:1] and argv[0].rpartition(b"/")[2] == b"wander" and argv[1:2] == [word.encode()] and alive(pid):
+                found.append(pid)
+    return found
+
+
 class QemuWorld(World):
     """Two hosts, "a" and "b", each with a side of the same machine."""
 
@@ -199,14 +210,15 @@ class QemuWorld(World):
             raise
 
     def boot(self, name="a", movable=True, slow_reads_ms=0):
-        """A guest that works at one end; its Process. `movable`: with wander's library. `slow_reads_ms`: what every read
-        of its disk past the page cache takes longer, to have some under way at every moment."""
+        """A guest that works at one end; its Process. `movable`: with wander's library. `slow_reads_ms`: how long every
+        read of its disk past the page cache keeps the guest's pages pinned before the bytes come, unseen by page tables."""
         host, side = self.host(name), self.sides[name]
         side.clear()
         environment = machine.movable_environment(host) if movable else dict(host.env)
         if slow_reads_ms:
             libraries = [environment.get("LD_PRELOAD"), str(self.slow_reads_library())]
-            environment |= {"LD_PRELOAD": ":".join(filter(None, libraries)), "SLOW_READS_MS": str(slow_reads_ms)}
+            environment |= {"LD_PRELOAD": ":".join(filter(None, libraries)), "SLOW_READS_MS": str(slow_reads_ms),
+                            "SLOW_READS_RAM": str(side.ram)}
         return machine.boot(host, self.machine, side, environment)
 
     def slow_reads_library(self):
@@ -276,10 +288,11 @@ class QemuWorld(World):
 @contextlib.contextmanager
 def one_shot(path, seconds=5):
     """A monitor's connection that is closed again at once, as a function of a command's name."""
-    with socket.socket(socket.AF_UNIX) as connection:
+    with contextlib.ExitStack() as closing:
+        connection = closing.enter_context(socket.socket(socket.AF_UNIX))
         connection.settimeout(seconds)
         connection.connect(str(path))
-        lines = connection.makefile("rw")
+        lines = closing.enter_context(connection.makefile("rw"))
         lines.readline()
 
         def ask(command):
