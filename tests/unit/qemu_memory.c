@@ -283,11 +283,12 @@ Test(qemu_memory, plugging_shows_in_the_list, .timeout = 120)
                  0, "%s", err.text);
     cr_expect_eq(qemu_memory_list(qemu.qmp, list, sizeof list, &err), 0, "%s", err.text);
     cr_expect_str_eq(list, "more=1048576 r=67108864");
-    cr_expect_eq(qmp_call(qemu.qmp, NULL, &err, "object-add",
-                          "{'qom-type': 'memory-backend-ram', 'id': 'z', 'size': 1048576}"),
-                 0, "%s", err.text);
+    for (int i = 0; i < 4; i++)
+        cr_expect_eq(qmp_call(qemu.qmp, NULL, &err, "object-add",
+                              "{'qom-type': 'memory-backend-ram', 'id': 'z%d', 'size': 4096}", i),
+                     0, "%s", err.text);
     cr_expect_eq(qemu_memory_list(qemu.qmp, list, sizeof list, &err), 0, "%s", err.text);
-    cr_expect_str_eq(list, "more=1048576 r=67108864 z=1048576");
+    cr_expect_str_eq(list, "more=1048576 r=67108864 z0=4096 z1=4096 z2=4096 z3=4096");
     cr_expect_eq(qemu_memory_list(qemu.qmp, tiny, sizeof tiny, &err), -ENOBUFS);
     fixture_stop(&qemu);
 }

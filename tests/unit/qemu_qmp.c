@@ -321,6 +321,24 @@ Test(qemu_qmp, has_room_for_new_events_only_at_the_cost_of_old_ones)
     qmp_inbox_free(&in);
 }
 
+Test(qemu_qmp, data_too_long_to_keep_leave_no_older_ones)
+{
+    struct qmp_inbox in = {0};
+
+    for (int i = 0; i < 2; i++) {
+        cJSON *message = cJSON_CreateObject();
+        cJSON_AddStringToObject(message, "event", "EVENT");
+        cJSON_AddObjectToObject(message, "data");
+        in.line = i == 0 ? QMP_MAX_EVENT_DATA : QMP_MAX_EVENT_DATA + 1;
+        qmp_inbox_note(&in, message);
+        cJSON_Delete(message);
+        struct qmp_event *event = qmp_inbox_event(&in, "EVENT");
+        cr_assert_not_null(event);
+        cr_expect_eq(event->data != NULL, i == 0, "event %d: data %p", i, (void *)event->data);
+    }
+    qmp_inbox_free(&in);
+}
+
 Test(qemu_qmp, says_what_is_wrong_with_a_path)
 {
     struct error err = {0};
