@@ -194,7 +194,7 @@ def commands(host, word):
 class QemuWorld(World):
     """Two hosts, "a" and "b", each with a side of the same machine."""
 
-    def __init__(self, disk_format=None, cache="none", network=True, **options):
+    def __init__(self, disk_format=None, cache="none", network=True, kind=machine.Machine, **options):
         need_programs(machine.PROGRAM)
         if network:
             enter_network()
@@ -203,8 +203,8 @@ class QemuWorld(World):
         try:
             self.sides = {name: machine.Side(self, name, TAPS[name] if network else None) for name in TAPS}
             disk = make_disk(self, disk_format) if disk_format else None
-            self.machine = machine.Machine(built, disk=disk, disk_format=disk_format or "raw", cache=cache,
-                                           address=GUEST_ADDRESS if network else None, **options)
+            self.machine = kind(built, disk=disk, disk_format=disk_format or "raw", cache=cache,
+                                address=GUEST_ADDRESS if network else None, **options)
         except BaseException:
             self.close()
             raise
@@ -216,10 +216,14 @@ class QemuWorld(World):
         side.clear()
         environment = machine.movable_environment(host) if movable else dict(host.env)
         if slow_reads_ms:
-            libraries = [environment.get("LD_PRELOAD"), str(self.slow_reads_library())]
-            environment |= {"LD_PRELOAD": ":".join(filter(None, libraries)), "SLOW_READS_MS": str(slow_reads_ms),
-                            "SLOW_READS_RAM": str(side.ram)}
+            environment = self.slow_reads_environment(name, slow_reads_ms, environment)
         return machine.boot(host, self.machine, side, environment)
+
+    def slow_reads_environment(self, name, milliseconds, environment):
+        """The same for a QEMU of this end; wander's library has to stand before the one that is slow."""
+        libraries = [environment.get("LD_PRELOAD"), str(self.slow_reads_library())]
+        return environment | {"LD_PRELOAD": ":".join(filter(None, libraries)), "SLOW_READS_MS": str(milliseconds),
+                              "SLOW_READS_RAM": str(self.sides[name].ram)}
 
     def slow_reads_library(self):
         need_programs("gcc")
@@ -232,12 +236,12 @@ class QemuWorld(World):
         self.sides[name].console.log.unlink(missing_ok=True)
         return machine.receive(self.host(name), self.machine, self.sides[name], *options)
 
-    def hop(self, here, there, uri, *options, pinger=None, seconds=120):
+    def hop(self, here, there, uri, *options, guest=None, pinger=None, seconds=120):
         """Moves the guest from one end to the other, to a receiver that is there: (report, ms without an answer to pings,
         or None). Nothing may be bad, the uptime goes on, and the source's QEMU is gone."""
         before, began = self.console(here).good(), time.time_ns()
         self.console(there).log.unlink(missing_ok=True)  # of an earlier stay
-        report = self.host(here).migrate(self.guest(here), uri, *options, seconds=seconds)
+        report = self.host(here).migrate(guest or self.guest(here), uri, *options, seconds=seconds)
         after = self.console(there).next("report", seconds=30, after=0)
         expect(after["uptime"] > before["uptime"], f"expected the uptime to go on from {before}; got {after}")
         self.console(there).good()
