@@ -12,15 +12,7 @@
 #include "tools/guest_process.h"
 #include "transport/base/log.h"
 
-struct attach_values {
-    char name[GUEST_NAME_SIZE];
-};
-
-static const struct cli_option options[] = {
-    {"name", "NAME", "what the guest is called here and at the destination", cli_name,
-     CLI_FIELD(struct attach_values, name)},
-    {0},
-};
+static const struct cli_option options[] = {{0}};
 
 /* What it says from here on is for whoever looks for it later: the terminal is somebody else's. */
 static void use_log(const struct name_claim *claim)
@@ -46,6 +38,20 @@ static void remove_log(int directory, const char *guest)
     close(directory);
 }
 
+static int take_name(const char *name, struct name_claim *claim, struct error *err)
+{
+    int result = name_claim(name, claim, err);
+
+    if (result != -EADDRINUSE)
+        return result;
+    error_clear(err);
+    return error_set(
+        err, EADDRINUSE,
+        "a guest called '%s' is served here by a wander process already: if it is this "
+        "one, say wander migrate %s; if not, start one of them with another -name",
+        name, name);
+}
+
 static int say_error(const struct error *err)
 {
     if (dprintf(ATTACH_LIFELINE, "error %s\n", err->text) < 0)
@@ -55,21 +61,20 @@ static int say_error(const struct error *err)
 
 static int run(const struct cli_command *self, int argc, char **argv)
 {
-    struct attach_values values = {0};
     const char *arguments[CLI_MAX_ARGUMENTS];
     struct name_claim claim;
     struct guest_description facts = {0};
     struct guest *guest;
     struct error err = {0};
-    int code = cli_begin(self, argc, argv, &values, arguments);
+    int code = cli_begin(self, argc, argv, NULL, arguments);
 
     if (code >= 0)
         return code;
     if (fcntl(ATTACH_LIFELINE, F_SETFD, FD_CLOEXEC) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "this is started by wander migrate, not by hand");
-    if (qemu_guest_attach(arguments[0], values.name, &guest, &err) < 0)
+    if (qemu_guest_attach(arguments[0], &guest, &err) < 0)
         return say_error(&err);
-    if (guest->ops->describe(guest, &facts, &err) < 0 || name_claim(facts.name, &claim, &err) < 0) {
+    if (guest->ops->describe(guest, &facts, &err) < 0 || take_name(facts.name, &claim, &err) < 0) {
         guest->ops->detach(guest);
         guest_description_free(&facts);
         return say_error(&err);

@@ -19,14 +19,14 @@ static int refused(const struct reasons *reasons, const char *what, struct error
     return error_set(err, EPERM, "%s: %s", what, text);
 }
 
-static void choose_name(struct qemu *q, const char *wanted, const char *socket)
+static void choose_name(struct qemu *q, const char *socket)
 {
     const char *own = qemu_facts_name(q->facts), *slash = strrchr(socket, '/');
     const char *file = slash ? slash + 1 : socket;
     size_t length = strcspn(file, ".");
 
-    if (wanted[0] || own[0])
-        snprintf(q->name, sizeof(q->name), "%s", wanted[0] ? wanted : own);
+    if (own[0])
+        snprintf(q->name, sizeof(q->name), "%s", own);
     else
         snprintf(q->name, sizeof(q->name), "%.*s", (int)length, file);
 }
@@ -73,7 +73,7 @@ static int look_at_running(struct qemu *q, struct reasons *reasons, struct error
     return result;
 }
 
-int qemu_guest_attach(const char *socket, const char *name, struct guest **out, struct error *err)
+int qemu_guest_attach(const char *socket, struct guest **out, struct error *err)
 {
     struct reasons reasons = {0};
     struct qemu *q = qemu_allocate();
@@ -91,7 +91,7 @@ int qemu_guest_attach(const char *socket, const char *name, struct guest **out, 
         qemu_free(q);
         return result;
     }
-    choose_name(q, name, socket);
+    choose_name(q, socket);
     qemu_note_monitor(q, socket);
     *out = &q->guest;
     return 0;

@@ -8,6 +8,6 @@
 /* Takes hold of a QEMU that is there, by its QMP socket, without disturbing it. Whatever keeps it
  * from being moved is said all at once: -EPERM. `name`: "" for QEMU's own name (-name), or else the
  * socket's file name without its ending. */
-int qemu_guest_attach(const char *socket, const char *name, struct guest **out, struct error *err);
+int qemu_guest_attach(const char *socket, struct guest **out, struct error *err);
 
 #endif
