@@ -149,8 +149,11 @@ static bool is_list_of(const cJSON *list, const struct field *fields)
 
     if (!cJSON_IsArray(list))
         return false;
-    cJSON_ArrayForEach(item, list) if (++count > FACTS_MAX_ITEMS ||
-                                       !has_fields(item, fields)) return false;
+    cJSON_ArrayForEach(item, list)
+    {
+        if (++count > FACTS_MAX_ITEMS || !has_fields(item, fields))
+            return false;
+    }
     return true;
 }
 

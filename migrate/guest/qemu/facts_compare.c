@@ -65,14 +65,13 @@ static void compare_machines(const cJSON *guest, const cJSON *here, struct reaso
 
 static void compare_features(const cJSON *guest, const cJSON *here, struct reasons *reasons)
 {
+    const cJSON *had = cJSON_GetObjectItemCaseSensitive(guest, "features");
+    const cJSON *have = cJSON_GetObjectItemCaseSensitive(here, "features");
     const cJSON *word;
 
-    cJSON_ArrayForEach(word, cJSON_GetObjectItemCaseSensitive(guest, "features"))
+    cJSON_ArrayForEach(word, had)
     {
-        cJSON *same = cJSON_GetObjectItemCaseSensitive(here, "features");
-        uint64_t had =
-            facts_number(cJSON_GetObjectItemCaseSensitive(guest, "features"), word->string);
-        uint64_t missing = had & ~facts_number(same, word->string);
+        uint64_t missing = facts_number(had, word->string) & ~facts_number(have, word->string);
         if (missing)
             reasons_add(reasons,
                         "the guest's processor has features that it would lack here: %s bits "
@@ -128,7 +127,11 @@ static const cJSON *find(const cJSON *list, const char *key, const char *text)
 {
     const cJSON *item;
 
-    cJSON_ArrayForEach(item, list) if (strcmp(json_text(item, key), text) == 0) return item;
+    cJSON_ArrayForEach(item, list)
+    {
+        if (strcmp(json_text(item, key), text) == 0)
+            return item;
+    }
     return NULL;
 }
 
@@ -152,9 +155,13 @@ static void compare_memory(const cJSON *guest, const cJSON *here, struct reasons
                         json_text(item, "id"), size,
                         (unsigned long long)facts_number(other, "size"));
     }
-    cJSON_ArrayForEach(item, here) if (!find(guest, "id", json_text(item, "id"))) reasons_add(
-        reasons, "QEMU here has RAM %s that the guest does not have; leave out its -object",
-        json_text(item, "id"));
+    cJSON_ArrayForEach(item, here)
+    {
+        if (!find(guest, "id", json_text(item, "id")))
+            reasons_add(reasons,
+                        "QEMU here has RAM %s that the guest does not have; leave out its -object",
+                        json_text(item, "id"));
+    }
 }
 
 /* Devices are matched one to one: `taken` are those here that have their counterpart. */
@@ -227,7 +234,10 @@ static void match_devices(const cJSON *guest, struct matching *m, bool *matched,
     const cJSON *device;
     unsigned i = 0;
 
-    cJSON_ArrayForEach(device, guest) matched[i++] = take_equal(m, device);
+    cJSON_ArrayForEach(device, guest)
+    {
+        matched[i++] = take_equal(m, device);
+    }
     i = 0;
     cJSON_ArrayForEach(device, guest)
     {
@@ -256,7 +266,10 @@ static void compare_devices(const cJSON *guest, const cJSON *here, bool with_boa
     const cJSON *device;
 
     if (m.here && m.taken && matched) {
-        cJSON_ArrayForEach(device, here) m.here[m.count++] = device;
+        cJSON_ArrayForEach(device, here)
+        {
+            m.here[m.count++] = device;
+        }
         match_devices(guest, &m, matched, with_board, reasons);
     } else {
         reasons_add(reasons, "out of memory for comparing the guest's devices");
@@ -299,12 +312,18 @@ static void compare_disks(const cJSON *guest, const cJSON *here, struct reasons 
     const cJSON *disk;
 
     cJSON_ArrayForEach(disk, guest)
+    {
         compare_disk(disk, find(here, "device", json_text(disk, "device")), reasons);
-    cJSON_ArrayForEach(disk, here) if (!find(guest, "device", json_text(disk, "device")))
-        reasons_add(reasons,
-                    "QEMU here has a disk %s that the guest does not have; give QEMU here the same "
-                    "drives",
-                    json_text(disk, "device"));
+    }
+    cJSON_ArrayForEach(disk, here)
+    {
+        if (!find(guest, "device", json_text(disk, "device")))
+            reasons_add(
+                reasons,
+                "QEMU here has a disk %s that the guest does not have; give QEMU here the same "
+                "drives",
+                json_text(disk, "device"));
+    }
 }
 
 void qemu_facts_compare(const struct qemu_facts *source, const struct qemu_facts *here,

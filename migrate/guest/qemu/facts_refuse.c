@@ -159,11 +159,14 @@ static int refuse_jobs(struct qmp *q, struct reasons *reasons, struct error *err
     cJSON *answer;
     int ret = qmp_call(q, &answer, err, "query-block-jobs", NULL);
 
-    cJSON_ArrayForEach(job, answer) reasons_add(
-        reasons,
-        "a block job (%s, %s) is at work on the guest's disks; wait for its end, or end it "
-        "(block-job-cancel)",
-        json_text(job, "type"), json_text(job, "device"));
+    cJSON_ArrayForEach(job, answer)
+    {
+        reasons_add(
+            reasons,
+            "a block job (%s, %s) is at work on the guest's disks; wait for its end, or end it "
+            "(block-job-cancel)",
+            json_text(job, "type"), json_text(job, "device"));
+    }
     cJSON_Delete(answer);
     return ret;
 }

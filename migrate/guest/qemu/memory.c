@@ -45,7 +45,10 @@ static int list_backends(struct qmp *q, cJSON **answer, const cJSON ***items, un
         cJSON_Delete(*answer);
         return error_set(err, ENOMEM, "out of memory for the list of QEMU's RAM backends");
     }
-    cJSON_ArrayForEach(item, *answer)(*items)[(*count)++] = item;
+    cJSON_ArrayForEach(item, *answer)
+    {
+        (*items)[(*count)++] = item;
+    }
     qsort(*items, *count, sizeof **items, by_id);
     return 0;
 }
