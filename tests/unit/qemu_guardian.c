@@ -2,6 +2,7 @@
 #include "migrate/guest/qemu/guardian.h"
 
 #include <poll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -75,7 +76,8 @@ static void act_stop(struct hold *h)
     need(qmp_call(h->q, NULL, NULL, "stop", NULL), 20);
 }
 
-/* QEMU fills a stream that nobody reads, and stays in the middle of it. */
+/* QEMU fills a stream that nobody reads, and stays in the middle of it: its monitor does not answer
+ * until the stream is closed. */
 static void act_saving(struct hold *h)
 {
     int pair[2];
@@ -90,11 +92,12 @@ static void act_saving(struct hold *h)
     need(poll(&(struct pollfd){.fd = pair[0], .events = POLLIN}, 1, 10000) - 1, 24);
 }
 
-/* The same with a reader that outlives us, so that the migration does not fail by itself. */
+/* With a reader that outlives us, so slowly that it is only ended by a cancel. */
 static void act_saving_elsewhere(struct hold *h)
 {
     act_stop(h);
-    need(qmp_call(h->q, NULL, NULL, "migrate", "{'uri': 'exec:sleep 100'}"), 25);
+    need(qmp_call(h->q, NULL, NULL, "migrate-set-parameters", "{'max-bandwidth': 1000}"), 28);
+    need(qmp_call(h->q, NULL, NULL, "migrate", "{'uri': 'exec:cat >/dev/null'}"), 25);
 }
 
 static void act_saved(struct hold *h)
@@ -150,11 +153,13 @@ static void act_stop_and_end(struct hold *h)
     guardian_end(h->guardian);
 }
 
+/* Ends with the test, too, should that fail. */
 static void hold_and_wait(const struct scene *s, enum guardian_word first, act *what, int ready)
 {
     struct qemu_settings *settings = NULL;
     struct hold h = {0};
 
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     need(qmp_connect(s->machine.monitor, &h.q, NULL), 10);
     need(qemu_settings_apply(h.q, false, &settings, NULL), 11);
     need(guardian_start(h.q, s->machine.pid, qemu_settings_commands(settings), first, &h.guardian,
@@ -216,7 +221,8 @@ static void expect_settings(const struct scene *s, const char *when)
 struct moment {
     const char *name;
     act *what;
-    const char *before; /* what the guest is in when the process is killed */
+    const char *before; /* what the guest is in when the process is killed; NULL: not asked */
+    bool own_ram;
 };
 
 Test(qemu_guardian, guest_goes_on)
@@ -224,8 +230,8 @@ Test(qemu_guardian, guest_goes_on)
     static const struct moment moments[] = {
         {"before the stop", act_none, "running"},
         {"stopped", act_stop, "paused"},
-        {"while the state is saved", act_saving, "finish-migrate"},
-        {"while somebody else reads the state", act_saving_elsewhere, NULL},
+        {"while the state is saved", act_saving, NULL},
+        {"while somebody else reads the state", act_saving_elsewhere, NULL, true},
         {"after the state was saved", act_saved, "postmigrate"},
         {"in the middle of a command", act_half_a_command, "paused"},
         {"with a child that lives on", act_with_children, "paused"},
@@ -234,7 +240,7 @@ Test(qemu_guardian, guest_goes_on)
 
     for (size_t i = 0; i < sizeof(moments) / sizeof(moments[0]); i++) {
         const struct moment *m = &moments[i];
-        struct scene s = scene_start(true);
+        struct scene s = scene_start(!m->own_ram);
         pid_t holder = holder_start(&s, GUARDIAN_CONTINUE, m->what);
         if (m->before)
             expect_run_state(s.onlooker, m->name, m->before);

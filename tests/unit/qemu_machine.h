@@ -20,7 +20,7 @@
 
 #define QEMU_PROGRAM "qemu-system-x86_64"
 
-enum { MACHINE_ARGUMENTS = 40, PATIENCE_S = 60 };
+enum { MACHINE_ARGUMENTS = 40, PATIENCE_S = 30 };
 
 struct machine {
     char monitor[96], onlooker[96], ram[96];
@@ -69,18 +69,30 @@ static inline struct machine machine_start(const char *folder, const char *name,
 {
     struct machine m = {0};
     char qmp[2][160], backend[192];
-    const char *arguments[MACHINE_ARGUMENTS] = {
-        QEMU_PROGRAM, "-nodefaults",
-        "-display",   "none",
-        "-accel",     "tcg",
-        "-m",         "64M",
-        "-qmp",       qmp[0],
-        "-qmp",       qmp[1],
-        "-machine",   shared ? "q35,memory-backend=r" : "q35",
-        "-object",    shared ? backend : "memory-backend-ram,id=unused,size=4096"};
-    size_t count = 16;
+    /* It ends with the test, should that fail. */
+    const char *arguments[MACHINE_ARGUMENTS] = {"setpriv",
+                                                "--pdeathsig",
+                                                "KILL",
+                                                QEMU_PROGRAM,
+                                                "-nodefaults",
+                                                "-display",
+                                                "none",
+                                                "-accel",
+                                                "tcg",
+                                                "-m",
+                                                "64M",
+                                                "-qmp",
+                                                qmp[0],
+                                                "-qmp",
+                                                qmp[1],
+                                                "-machine",
+                                                shared ? "q35,memory-backend=r" : "q35",
+                                                "-object",
+                                                shared ? backend
+                                                       : "memory-backend-ram,id=unused,size=4096"};
+    size_t count = 19;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    struct spawn how = {.program = QEMU_PROGRAM,
+    struct spawn how = {.program = arguments[0],
                         .arguments = (char *const *)arguments,
                         .environment = environ,
                         .files = {null, null, STDERR_FILENO},
