@@ -6,8 +6,8 @@
 #include "migrate/guest/guest.h"
 
 /* Takes hold of a QEMU that is there, by its QMP socket, without disturbing it. Whatever keeps it
- * from being moved is said all at once: -EPERM. `name`: "" for QEMU's own name (-name), or else the
- * socket's file name without its ending. */
+ * from being moved is said all at once: -EPERM. It is called as QEMU calls it (-name), or else as
+ * the socket: its file name without the ending. */
 int qemu_guest_attach(const char *socket, struct guest **out, struct error *err);
 
 #endif
