@@ -205,6 +205,11 @@ static const struct bad_case bad_cases[] = {
      0,
      -ETIMEDOUT,
      "did not answer query-status"},
+    {"strangers' answers without end",
+     {NEGOTIATE, {ACT_READ}, {ACT_FLOOD, "{\"return\": {}}\r\n"}},
+     0,
+     -ETIMEDOUT,
+     "did not answer query-status"},
     {"another has the monitor", {{ACT_HOLD}}, -EBUSY, 0, "second monitor"},
     {"no QMP",
      {{ACT_SAY, "QEMU 7.2.22 monitor - type 'help'\r\n"}, {ACT_HOLD}},
@@ -265,6 +270,26 @@ Test(qemu_qmp, a_dead_connection_says_why_every_time)
     error_clear(&err);
     cr_expect_eq(qmp_await(q, (const char *const[]){"STOP", NULL}, 60000, &err), -ECONNRESET);
     cr_expect(qmp_lost(q), "a lost connection is not said to be");
+    qmp_close(q);
+    stop_server(&s);
+}
+
+/* With no time at all an event that is there already is still found. */
+Test(qemu_qmp, what_has_come_is_not_late)
+{
+    static const struct step steps[] = {
+        {ACT_SAY, GREETING},
+        {ACT_READ},
+        {ACT_SAY, "{\"return\": {}, \"id\": \"$ID\"}\r\n{\"event\": \"STOP\"}\r\n"},
+        {ACT_HOLD},
+        {ACT_END}};
+    struct server s = {0};
+    struct error err = {0};
+    struct qmp *q;
+
+    start_server(&s, steps);
+    cr_assert_eq(qmp_connect(s.path, &q, &err), 0, "%s", err.text);
+    cr_expect_eq(qmp_await(q, (const char *const[]){"STOP", NULL}, 0, &err), 0, "%s", err.text);
     qmp_close(q);
     stop_server(&s);
 }

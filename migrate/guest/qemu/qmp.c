@@ -98,27 +98,28 @@ static int next_answer(struct qmp *q, cJSON **out, struct error *err)
     return 0;
 }
 
-/* Waits until the socket is ready for `events` or the deadline has passed (-ETIMEDOUT). */
-static int wait_ready(struct qmp *q, short events, uint64_t deadline)
+static void wait_ready(struct qmp *q, short events, uint64_t deadline)
 {
     struct pollfd ready = {.fd = q->socket, .events = events};
-    int timeout = clock_ms_until(deadline);
 
-    if (timeout == 0)
-        return -ETIMEDOUT;
-    poll(&ready, 1, timeout);
-    return 0;
+    poll(&ready, 1, clock_ms_until(deadline));
 }
 
-/* The next message that is no event, until the deadline. -ETIMEDOUT without a text. */
-static int read_answer(struct qmp *q, uint64_t deadline, cJSON **out, struct error *err)
+/* The next message that is no event. What has come is looked at once more after the deadline, for
+ * the one who was late may have been this process; *late (false at first) says that it was. Then
+ * -ETIMEDOUT, without a text. */
+static int read_answer(struct qmp *q, uint64_t deadline, bool *late, cJSON **out, struct error *err)
 {
     int ret;
 
     for (;;) {
         if ((ret = next_answer(q, out, err)) != 0)
             return ret < 0 ? ret : 0;
-        if ((ret = wait_ready(q, POLLIN, deadline)) < 0 || (ret = read_some(q, err)) < 0)
+        if (*late)
+            return -ETIMEDOUT;
+        *late = clock_now() >= deadline;
+        wait_ready(q, POLLIN, deadline);
+        if ((ret = read_some(q, err)) < 0)
             return ret;
     }
 }
@@ -150,7 +151,6 @@ static int send_all(struct qmp *q, const char *bytes, size_t size, int fd, uint6
                     struct error *err)
 {
     ssize_t sent;
-    int ret;
 
     while (size > 0) {
         sent = send_some(q, bytes, size, fd);
@@ -159,8 +159,9 @@ static int send_all(struct qmp *q, const char *bytes, size_t size, int fd, uint6
             size -= sent;
             fd = -1;
         } else if (errno == EAGAIN || errno == EINTR) {
-            if ((ret = wait_ready(q, POLLOUT, deadline)) < 0)
-                return ret;
+            if (clock_now() >= deadline)
+                return -ETIMEDOUT;
+            wait_ready(q, POLLOUT, deadline);
         } else {
             return die(q, ECONNRESET,
                        "QEMU closed its monitor's connection: it has ended or was killed; its log "
@@ -197,10 +198,11 @@ static int send_command(struct qmp *q, const char *command, cJSON *arguments, in
 /* Answers to somebody else's commands are passed over. */
 static int await_answer(struct qmp *q, uint64_t deadline, cJSON **out, struct error *err)
 {
+    bool late = false;
     const char *id;
     int ret;
 
-    while ((ret = read_answer(q, deadline, out, err)) == 0) {
+    while ((ret = read_answer(q, deadline, &late, out, err)) == 0) {
         id = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(*out, "id"));
         if (id && strcmp(id, q->id) == 0)
             return 0;
@@ -365,13 +367,16 @@ static int look_for(struct qmp *q, const char *const *events, struct error *err)
 int qmp_await(struct qmp *q, const char *const *events, int timeout_ms, struct error *err)
 {
     uint64_t deadline = clock_now() + timeout_ms * NS_PER_MS, slice;
+    bool late = false;
     int found;
 
     while ((found = look_for(q, events, err)) == -EAGAIN) {
-        slice = clock_now() + AWAIT_SLICE_MS * NS_PER_MS;
-        if (wait_ready(q, POLLIN, slice < deadline ? slice : deadline) < 0)
+        if (late)
             return error_set(err, ETIMEDOUT, "QEMU did not send the event %s within %d ms",
                              events[0], timeout_ms);
+        late = clock_now() >= deadline;
+        slice = clock_now() + AWAIT_SLICE_MS * NS_PER_MS;
+        wait_ready(q, POLLIN, slice < deadline ? slice : deadline);
     }
     return found;
 }
@@ -397,7 +402,8 @@ static int check_greeting(struct qmp *q, const char *path, struct error *err)
 {
     uint64_t deadline = clock_now() + GREETING_TIMEOUT_MS * NS_PER_MS;
     cJSON *greeting = NULL;
-    int ret = read_answer(q, deadline, &greeting, err);
+    bool late = false;
+    int ret = read_answer(q, deadline, &late, &greeting, err);
 
     if (ret == -ETIMEDOUT)
         return error_set(err, EBUSY,
