@@ -1,6 +1,7 @@
 #include "migrate/guest/held_pages.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
@@ -39,11 +40,33 @@ static int walk(int file, uint64_t bytes, struct dirty_map *map)
     return 0;
 }
 
+/* Grows whenever the kernel looks for pages to swap out, of shared files among them (pgscan_anon);
+ * 0 on a host without swap. UINT64_MAX: not known. */
+static uint64_t reclaim_events(void)
+{
+    unsigned long long events = UINT64_MAX;
+    struct sysinfo info;
+    char line[128];
+
+    if (sysinfo(&info) == 0 && info.totalswap == 0)
+        return 0;
+    FILE *counters = fopen("/proc/vmstat", "re");
+    if (!counters)
+        return UINT64_MAX;
+    while (fgets(line, sizeof(line), counters)) {
+        if (sscanf(line, "pgscan_anon %llu", &events) == 1)
+            break;
+    }
+    fclose(counters);
+    return events;
+}
+
 /* Counts before it walks: a page that comes or goes in between is missed by one of the two, and the
  * next comparison tells. */
 static int walk_again(struct held_pages *h)
 {
     struct dirty_map known = h->pages;
+    uint64_t reclaimed = reclaim_events();
     int64_t total;
     int rc = file_pages(h->file, &total);
 
@@ -51,6 +74,7 @@ static int walk_again(struct held_pages *h)
         return rc;
     h->pages = h->spare;
     h->spare = known;
+    h->reclaimed = reclaimed;
     h->unexplained = total - (int64_t)dirty_map_pages(&h->pages);
     return 0;
 }
@@ -93,20 +117,14 @@ bool held_pages_run(struct held_pages *h, uint64_t *page, uint64_t end, uint64_t
     return true;
 }
 
-/* Without swap a page that came is mapped until it is punched out, so that a scan explains it. */
-static bool host_swaps(void)
-{
-    struct sysinfo info;
-
-    return sysinfo(&info) < 0 || info.freeswap != info.totalswap;
-}
-
 static int changed_since(struct held_pages *h, bool *changed)
 {
+    uint64_t reclaimed = reclaim_events();
     int64_t total = 0;
     int rc = file_pages(h->file, &total);
 
-    *changed = total - (int64_t)dirty_map_pages(&h->pages) != h->unexplained || host_swaps();
+    *changed = total - (int64_t)dirty_map_pages(&h->pages) != h->unexplained ||
+               reclaimed != h->reclaimed || reclaimed == UINT64_MAX;
     return rc;
 }
 

@@ -1,10 +1,10 @@
 /* The pages that a shared file holds, as far as they are known, for a tracker that sees them
  * through a process's page table. A page may leave the table and stay in the file (reclaim,
  * MADV_DONTNEED), come to the file and leave the table before anyone looked, or be punched out of
- * the file. Walking the file (SEEK_DATA) costs milliseconds per GiB, too much for a pause. So it is
- * walked only when the file's number of pages (st_blocks) is not what the page table explains, and
- * always while the host has anything in swap: else as many pages might have been punched out as
- * came and were swapped out at once. */
+ * the file. Walking the file (SEEK_DATA) costs tens of milliseconds per GiB, too much for a pause.
+ * So it is walked only when the file's number of pages (st_blocks) is not what the page table
+ * explains, or when the host has looked for pages to swap out: else as many pages might have been
+ * punched out as came and left the table before anyone looked. */
 #ifndef MIGRATE_GUEST_HELD_PAGES_H
 #define MIGRATE_GUEST_HELD_PAGES_H
 
@@ -14,9 +14,9 @@ struct held_pages {
     int file; /* -1: none, the memory is private */
     uint64_t bytes;
     struct dirty_map pages, fresh, spare;
-    int64_t
-        unexplained; /* pages of the file, as it counts them, beyond `pages`: when last walked */
-    bool doubtful;   /* pages were seen that may have been punched out */
+    /* When last walked: */
+    int64_t unexplained; /* pages of the file, as it counts them, beyond `pages` */
+    uint64_t reclaimed;  /* how often the host had looked for pages to swap out */
 };
 
 /* Walks the first `bytes` of the file. -errno. */
