@@ -9,9 +9,14 @@
 #include <unistd.h>
 
 #include "tools/guest_state.h"
+#include "transport/base/clock.h"
 #include "transport/base/log.h"
 
-enum { ATTACHED_MS = 5000 }; /* between two looks whether an attached guest is still wanted */
+enum {
+    ATTACHED_MS = 5000, /* between two looks whether an attached guest is still wanted */
+    NAME_MS = 1500,
+    NAME_RETRY_MS = 20,
+};
 
 static void on_changed(uv_async_t *async)
 {
@@ -151,6 +156,19 @@ int guest_process_attached(struct name_claim *claim, struct guest *guest, int li
     return process_close(p);
 }
 
+/* A name in use may be that of a session which is only just ending. */
+static int claim_soon(const char *name, struct name_claim *out, struct error *err)
+{
+    uint64_t until = clock_now() + NAME_MS * NS_PER_MS;
+    int result;
+
+    while ((result = name_claim(name, out, err)) == -EADDRINUSE && clock_now() < until) {
+        clock_sleep_until(clock_now() + NAME_RETRY_MS * NS_PER_MS);
+        error_clear(err);
+    }
+    return result;
+}
+
 /* Session thread: claims the name that the guest would have here. */
 static void check_name(void *context, const char *name, bool keep, struct reasons *reasons)
 {
@@ -172,12 +190,14 @@ static void check_name(void *context, const char *name, bool keep, struct reason
             reasons_add(reasons, "%s", err.text);
         return;
     }
-    uv_mutex_lock(&p->mutex);
-    if (p->claimed && strcmp(p->claim.name, name) != 0)
+    if (p->claimed && strcmp(p->claim.name, name) != 0) {
         error_set(&err, EINVAL, "this session already goes by the name '%s'", p->claim.name);
-    else if (!p->claimed)
-        p->claimed = name_claim(name, &p->claim, &err) == 0;
-    uv_mutex_unlock(&p->mutex);
+    } else if (!p->claimed && claim_soon(name, &trial, &err) == 0) {
+        uv_mutex_lock(&p->mutex);
+        p->claim = trial;
+        p->claimed = true;
+        uv_mutex_unlock(&p->mutex);
+    }
     if (err.code)
         reasons_add(reasons, "%s", err.text);
     uv_async_send(&p->changed);
