@@ -18,6 +18,8 @@ from virtual.packages import Trouble, run
 
 NAMES = ("a", "b")
 LINK = "link0"
+# Sockets of the networks between both: what guests move over, and what their own traffic and their disks use.
+NETWORKS = ("link.sock", "lan.sock")
 ADDRESSES = {"a": {"4": "10.77.0.1", "6": "fd77::1"}, "b": {"4": "10.77.0.2", "6": "fd77::2"}}
 READY, ENDED = "wander-host: ready", "supervisor: "
 BOOT_SECONDS, END_SECONDS = 60, 10
@@ -60,7 +62,7 @@ def qemu_command(name, settings, key, port):
     accelerator = ["-accel", settings["accel"], "-cpu", "host" if settings["accel"] == "kvm" else emulated]
     number = NAMES.index(name) + 1
     # A stream over a Unix socket: over TCP every small frame behind another would wait for a delayed ACK.
-    link = "stream,id=link,addr.type=unix,addr.path=link.sock" + (",server=on" if name == NAMES[0] else "")
+    server = ",server=on" if name == NAMES[0] else ""
     command_line = (f"console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 wander.host={name} wander.key={key} "
                     f"wander.modules={','.join(settings['modules'])}")
     return ["setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-name", f"wander-{name}", *accelerator,
@@ -70,8 +72,10 @@ def qemu_command(name, settings, key, port):
             "-kernel", "image/kernel", "-initrd", "image/initramfs", "-append", command_line,
             "-drive", "if=none,id=root,file=image/root.img,format=raw,readonly=on,file.locking=off",
             "-device", "virtio-blk-pci,drive=root",
-            "-netdev", link,
+            "-netdev", f"stream,id=link,addr.type=unix,addr.path=link.sock{server}",
             "-device", f"virtio-net-pci,netdev=link,mac=52:54:00:77:00:{number:02x},host_mtu=9000,romfile=",
+            "-netdev", f"stream,id=lan,addr.type=unix,addr.path=lan.sock{server}",
+            "-device", f"virtio-net-pci,netdev=lan,mac=52:54:00:79:00:{number:02x},romfile=",
             "-netdev", f"user,id=user,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22",
             "-device", "virtio-net-pci,netdev=user,mac=52:54:00:78:00:01,romfile="]
 
@@ -136,7 +140,7 @@ class Instance:
             self.directory.rmdir()
 
     def check_directory(self):
-        known = {"instance.json", "instance.new", "image", "key", "key.pub", "known_hosts", "ssh_config", "link.sock",
+        known = {"instance.json", "instance.new", "image", "key", "key.pub", "known_hosts", "ssh_config", *NETWORKS,
                  "supervisor.log", *(f"{name}.console" for name in NAMES), *(f"{name}.log" for name in NAMES)}
         for path in self.directory.iterdir():
             if path.name not in known and not path.name.startswith("known_hosts"):
@@ -362,8 +366,8 @@ class Supervisor:
                 process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             self.hosts[name] = process
             about["hosts"][name] = {"pid": process.pid, "start": start_time(process.pid), "port": port}
-            if not wait_until(lambda: process.poll() is not None or Path("link.sock").exists(), 10):
-                raise Trouble("QEMU made no socket for the link within 10 s")
+            if not wait_until(lambda: process.poll() is not None or all(map(os.path.exists, NETWORKS)), 10):
+                raise Trouble("QEMU made no sockets for the networks between the hosts within 10 s")
             if process.poll() is not None:
                 raise Trouble(f"QEMU of host {name} ended with {process.returncode}")
         self.instance.write(about)
