@@ -37,7 +37,8 @@ class Side:
 
 class Machine:
     """The same guest wherever it is. `load`: {"ram": MiB, "ram_rate": pages/s, "disk": MiB, "disk_rate": blocks/s,
-    "echo": port, "tick": ms}; `disk`: its image; `extra`: more arguments for QEMU."""
+    "readers": threads that read the MiB behind it, "echo": port, "tick": ms}; `disk`: its image; `extra`: more arguments
+    for QEMU."""
 
     def __init__(self, image, memory_mib=256, vcpus=1, accel="tcg", load=None, disk=None, disk_format="raw", cache="none",
                  address=None, name="linux", extra=()):

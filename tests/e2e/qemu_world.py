@@ -40,6 +40,12 @@ def need_programs(*names):
             raise Skip(f"{name} is not installed (testbed/install qemu)")
 
 
+def need_tracking():
+    release = os.uname().release
+    if tuple(map(int, release.split("-")[0].split(".")[:2])) < (6, 7):
+        raise Skip(f"the dirty pages of a QEMU are found by Linux 6.7 and newer; this is {release}")
+
+
 def ip(*words):
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
     if done.returncode:
@@ -212,6 +218,8 @@ class QemuWorld(World):
     def boot(self, name="a", movable=True, slow_reads_ms=0):
         """A guest that works at one end; its Process. `movable`: with wander's library. `slow_reads_ms`: how long every
         read of its disk past the page cache keeps the guest's pages pinned before the bytes come, unseen by page tables."""
+        if movable:
+            need_tracking()
         host, side = self.host(name), self.sides[name]
         side.clear()
         environment = machine.movable_environment(host) if movable else dict(host.env)

@@ -8,7 +8,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "block.h"
@@ -126,16 +125,6 @@ static void *work(void *argument)
     return NULL;
 }
 
-static void *take(uint64_t size)
-{
-    void *memory =
-        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-
-    if (memory == MAP_FAILED)
-        give_up("no memory for the disk's buffers");
-    return memory;
-}
-
 struct disk *disk_new(const struct options *o, struct rest *rest)
 {
     struct disk *d = calloc(1, sizeof *d);
@@ -154,9 +143,9 @@ struct disk *disk_new(const struct options *o, struct rest *rest)
     d->rest = rest;
     d->pace.rate = o->disk_rate;
     pthread_mutex_init(&d->turn, NULL);
-    d->sequences = take(d->count * sizeof *d->sequences);
-    d->pool = take((uint64_t)SLOTS * BLOCK);
-    d->outgoing = take(BLOCK);
+    d->sequences = take_memory(d->count * sizeof *d->sequences);
+    d->pool = take_memory((uint64_t)SLOTS * BLOCK);
+    d->outgoing = take_memory(BLOCK);
     for (uint64_t i = 0; i < d->count; i++)
         write_block(d, d->direct, i);
     return d;

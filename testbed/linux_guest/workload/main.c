@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/reboot.h>
 #include <termios.h>
 #include <time.h>
@@ -19,6 +20,7 @@ struct workload {
     struct rest rest;
     struct ram *ram;
     struct disk *disk;
+    struct readers *readers;
     struct ticker ticker;
     struct echo echo;
 };
@@ -55,6 +57,16 @@ void start_thread(void *(*run)(void *), void *argument)
     pthread_detach(thread);
 }
 
+void *take_memory(uint64_t size)
+{
+    void *memory =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+    if (memory == MAP_FAILED)
+        give_up("no memory: give the guest more, or wander.ram= less");
+    return memory;
+}
+
 /* Sets *value if the command line has wander.NAME=NUMBER. */
 static void read_option(const char *command_line, const char *name, uint64_t *value)
 {
@@ -81,6 +93,7 @@ static void read_options(struct options *o)
     read_option(text, "ram_rate", &o->ram_rate);
     read_option(text, "disk", &o->disk);
     read_option(text, "disk_rate", &o->disk_rate);
+    read_option(text, "readers", &o->readers);
     read_option(text, "echo", &o->echo);
     read_option(text, "tick", &o->tick);
 }
@@ -100,6 +113,7 @@ static void report(struct workload *w, uint64_t sequence)
 
     ram_account(w->ram, &ram);
     disk_account(w->disk, &disk);
+    readers_account(w->readers, &disk);
     say("report seq=%llu uptime=%.3f ram_passes=%llu ram_pages=%llu ram_bad=%llu disk_writes=%llu "
         "disk_reads=%llu disk_bad=%llu echoed=%llu ticks=%llu gap_ms=%.1f",
         (unsigned long long)sequence, uptime(), (unsigned long long)ram.passes,
@@ -122,7 +136,8 @@ static void *report_often(void *argument)
 
 static void check(struct workload *w, uint64_t number)
 {
-    uint64_t ram = ram_check(w->ram), disk = disk_check(w->disk);
+    uint64_t ram = ram_check(w->ram);
+    uint64_t disk = disk_check(w->disk) + readers_check(w->readers);
 
     say("check number=%llu uptime=%.3f ram_pages=%llu ram_bad=%llu disk_blocks=%llu disk_bad=%llu",
         (unsigned long long)number, uptime(), (unsigned long long)(w->options.ram * (MIB / PAGE)),
@@ -174,6 +189,7 @@ int main(void)
     read_options(&w->options);
     w->ram = ram_new(&w->options, &w->rest);
     w->disk = disk_new(&w->options, &w->rest);
+    w->readers = readers_new(&w->options, &w->rest);
     ticker_start(&w->ticker, w->options.tick);
     echo_start(&w->echo, w->options.echo);
     say("ready uptime=%.3f ram_pages=%llu disk_blocks=%llu", uptime(),
@@ -181,6 +197,7 @@ int main(void)
         (unsigned long long)disk_blocks(w->disk));
     ram_start(w->ram);
     disk_start(w->disk);
+    readers_start(w->readers);
     start_thread(report_often, w);
     obey(w);
     while (true)

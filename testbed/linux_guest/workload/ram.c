@@ -2,7 +2,6 @@
  * page lost, torn or mixed up on the way shows within a pass. */
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "migrate/guest/stamp.h"
 #include "workload.h"
@@ -24,16 +23,6 @@ static const char *const results[] = {
     [STAMP_STALE] = "stale", [STAMP_CORRUPT] = "corrupt",
 };
 
-static void *map_memory(uint64_t size)
-{
-    void *memory =
-        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-
-    if (memory == MAP_FAILED)
-        give_up("no memory for the pages: give the guest more, or wander.ram= less");
-    return memory;
-}
-
 struct ram *ram_new(const struct options *o, struct rest *rest)
 {
     struct ram *r = calloc(1, sizeof *r);
@@ -44,8 +33,8 @@ struct ram *ram_new(const struct options *o, struct rest *rest)
     r->rest = rest;
     r->pace.rate = o->ram_rate;
     pthread_mutex_init(&r->turn, NULL);
-    r->memory = map_memory(r->count * PAGE);
-    r->sequences = map_memory(r->count * sizeof *r->sequences);
+    r->memory = take_memory(r->count * PAGE);
+    r->sequences = take_memory(r->count * sizeof *r->sequences);
     for (uint64_t i = 0; i < r->count; i++)
         stamp_write(r->memory + i * PAGE, (uint32_t)i, 0);
     return r;

@@ -16,6 +16,7 @@ struct options {
     uint64_t ram_rate;  /* pages a second; 0: as fast as it goes */
     uint64_t disk;      /* MiB at the beginning of /dev/vda that are written and re-read */
     uint64_t disk_rate; /* blocks a second; 0: as fast as they go */
+    uint64_t readers;   /* threads that read the MiB behind it all the time */
     uint64_t echo;      /* UDP port to answer on; 0: none */
     uint64_t tick;      /* ms between two ticks */
 };
@@ -28,6 +29,9 @@ void give_up(const char *what) __attribute__((noreturn));
 uint64_t now_ns(void); /* CLOCK_MONOTONIC */
 /* Starts a thread that is never joined. */
 void start_thread(void *(*run)(void *), void *argument);
+
+/* Zeroed, page-aligned memory of one's own. */
+void *take_memory(uint64_t size);
 
 /* A promise to do so many things a second. */
 struct pace {
@@ -72,6 +76,15 @@ struct disk_account {
 };
 
 void disk_account(struct disk *d, struct disk_account *out); /* all 0 for NULL */
+
+struct readers;
+
+/* Writes what will be read; none when the options say none. */
+struct readers *readers_new(const struct options *o, struct rest *rest);
+void readers_start(struct readers *r);
+/* Checks all that was read and is still there; how many were bad. */
+uint64_t readers_check(struct readers *r);
+void readers_account(struct readers *r, struct disk_account *add);
 
 /* A thread before all others that wakes every few milliseconds. */
 struct ticker {
