@@ -6,9 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -310,22 +308,12 @@ free_record:
     return result;
 }
 
-/* Whether a guest outlived its process: somebody listens on its monitor's socket. */
-static bool monitor_answers(const char *path)
+/* Whether a guest outlived its process. */
+static bool guest_lives(const struct record_content *c)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const struct guest_kind *kind = guest_kind_find(c->guest_kind);
 
-    if (!path[0] || strlen(path) >= sizeof(address.sun_path))
-        return false;
-    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    memcpy(address.sun_path, path, strlen(path));
-    /* A full backlog is an answer too. */
-    bool answers =
-        probe >= 0 &&
-        (connect(probe, (struct sockaddr *)&address, sizeof(address)) == 0 || errno == EAGAIN);
-    if (probe >= 0)
-        close(probe);
-    return answers;
+    return kind && kind->lives && kind->lives(c->monitor);
 }
 
 /* The verdict on a record whose process is gone; several may reach it at once, and all write the
@@ -340,7 +328,7 @@ static enum ownership_state judge_dead(int file, const char *path, const struct 
     bool same_boot = boot[0] && strcmp(boot, c->boot_id) == 0;
     switch (c->state) {
     case OWNERSHIP_STARTED:
-        if (same_boot && monitor_answers(c->monitor))
+        if (same_boot && guest_lives(c))
             return OWNERSHIP_STARTED;
         return OWNERSHIP_STARTED_DEAD;
     case OWNERSHIP_STARTING:

@@ -3,6 +3,9 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include "migrate/guest/qemu/memory_files.h"
 
@@ -102,6 +105,23 @@ static int qemu_incoming(struct guest_host *host, const struct guest_description
     return 0;
 }
 
+/* Somebody listens at its monitor. */
+static bool qemu_lives(const char *monitor)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+    if (!monitor[0] || strlen(monitor) >= sizeof(address.sun_path))
+        return false;
+    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    memcpy(address.sun_path, monitor, strlen(monitor));
+    /* A full backlog is an answer too. */
+    bool lives = probe >= 0 && (connect(probe, (struct sockaddr *)&address, sizeof(address)) == 0 ||
+                                errno == EAGAIN);
+    if (probe >= 0)
+        close(probe);
+    return lives;
+}
+
 /* Whatever of a migration of QEMU's own is left in it is ended first. */
 static int qemu_settle(const char *monitor, bool run, struct error *err)
 {
@@ -131,5 +151,6 @@ const struct guest_kind qemu_guest_kind = {
     .kind = "qemu",
     .check = qemu_check,
     .incoming = qemu_incoming,
+    .lives = qemu_lives,
     .settle = qemu_settle,
 };
