@@ -3,6 +3,7 @@
 tests/run, which has built them."""
 
 import argparse
+import contextlib
 import fnmatch
 import os
 import re
@@ -10,8 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -24,10 +27,15 @@ QUICK_LIMIT, FULL_LIMIT = 240, 3600  # s, for one e2e program
 ON_HOSTS = "hosts_*"  # programs that need two hosts; in a sanitizer's build only some of them, and only in that build
 SANITIZED, SANITIZED_ON_HOSTS = "address", ("hosts_moves", "hosts_soak")
 GRACE = 30  # s, for it to clean up
+# They measure, so nothing else runs meanwhile; the other programs mostly wait, and some of them run at the same time.
+MEASURING = ("control_latency", "convergence", "gap", "qemu_moves", ON_HOSTS)
+AT_A_TIME = 3
 SKIPPED = 77
 
 
 class Count:
+    """What was found; any thread."""
+
     def __init__(self):
         self.passed, self.failed, self.skipped = [], [], []
 
@@ -137,10 +145,14 @@ def on_hosts(program):
     return fnmatch.fnmatch(program.name, ON_HOSTS)
 
 
+def measures(program):
+    return any(fnmatch.fnmatch(program.stem, pattern) for pattern in MEASURING)
+
+
 def e2e_programs(build):
-    """Those for a build; what needs hosts comes last, because others should not be measured beside them."""
+    """Those for a build: first what can run beside others, and what needs hosts last."""
     found = sorted((path for path in (TESTS / "e2e").iterdir() if path.is_file() and os.access(path, os.X_OK)),
-                   key=lambda path: (on_hosts(path), path))
+                   key=lambda path: (measures(path), on_hosts(path), path))
     if build == "plain":
         return found
     return [path for path in found if path.suffix == ".py" and
@@ -153,25 +165,33 @@ def run_e2e(build, directory, options, accel, shared, count):
                    "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0",
                    "TSAN_OPTIONS": f"halt_on_error=1 suppressions={TESTS / 'tsan-suppressions'}",
                    "UBSAN_OPTIONS": "print_stacktrace=1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-    for program in e2e_programs(build):
-        name = f"{build}/e2e/{program.stem}"
-        if wanted(name, options.filters):
-            arguments = ["--full"] if options.full and program.suffix == ".py" else []
-            told = shared.environment() if on_hosts(program) else {}
-            patience = (2 if on_hosts(program) else 1) * (1 if build == "plain" else 2)
-            limit = FULL_LIMIT if options.full else patience * QUICK_LIMIT
-            run_program(name, [str(program), *arguments], {**environment, **told}, limit, count)
+
+    def run(program):
+        arguments = ["--full"] if options.full and program.suffix == ".py" else []
+        told = shared.environment() if on_hosts(program) else {}
+        patience = (2 if on_hosts(program) else 1) * (1 if build == "plain" else 2)
+        limit = FULL_LIMIT if options.full else patience * QUICK_LIMIT
+        run_program(f"{build}/e2e/{program.stem}", [str(program), *arguments], {**environment, **told}, limit, count)
+
+    programs = [program for program in e2e_programs(build) if wanted(f"{build}/e2e/{program.stem}", options.filters)]
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        list(pool.map(run, (program for program in programs if not measures(program))))
+    for program in filter(measures, programs):
+        run(program)
 
 
-def end_in_time(process, limit):
+@contextlib.contextmanager
+def ended_in_time(process, limit):
     """After the limit it is asked to end and clean up; a while later its whole process group is ended."""
-    def ask(*_):
-        process.send_signal(signal.SIGTERM)
-        signal.signal(signal.SIGALRM, lambda *_: os.killpg(process.pid, signal.SIGKILL))
-        signal.alarm(GRACE)
-
-    signal.signal(signal.SIGALRM, ask)
-    signal.alarm(limit)
+    timers = [threading.Timer(limit, process.terminate),
+              threading.Timer(limit + GRACE, lambda: os.killpg(process.pid, signal.SIGKILL))]
+    for timer in timers:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def run_program(name, argv, environment, limit, count):
@@ -179,13 +199,12 @@ def run_program(name, argv, environment, limit, count):
     started = time.monotonic()
     process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
-    end_in_time(process, limit)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        print(f"    {line}", end="", flush=True)
-    code = process.wait()
-    signal.alarm(0)
+    short, lines = name.rpartition("/")[2], []
+    with ended_in_time(process, limit):
+        for line in process.stdout:
+            lines.append(line)
+            print(f"    {short}: {line}", end="", flush=True)
+        code = process.wait()
     found = [match.groups() for match in (re.match(r"(ok|FAIL|skip) ([^:(]+?)(?:: | \()(.*)", line) for line in lines) if match]
     for result, case, why in found:
         count.add(result, f"{name}/{case.strip()}", why)
