@@ -9,6 +9,8 @@
 
 #include "transport/base/clock.h"
 
+enum { LAST_EPOCH = 1 << 30 }; /* nobody comes after it */
+
 static int wait_for(int socket, short events, uint64_t deadline, int cancel_fd, struct error *err)
 {
     struct pollfd wait[2] = {{.fd = socket, .events = events}, {.fd = cancel_fd, .events = POLLIN}};
@@ -124,6 +126,38 @@ int exchange_ask(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN
     if (!result)
         *state = (enum ownership_state)answer.state;
     message_free(&reply);
+    close(socket);
+    return result;
+}
+
+int exchange_abort(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN_SIZE],
+                   int timeout_ms, struct error *err)
+{
+    static const char why[] = "the source kept the guest";
+    uint64_t deadline = clock_now() + (uint64_t)timeout_ms * NS_PER_MS;
+    struct hello hello = {
+        .version_min = PROTO_VERSION_MIN,
+        .version_max = PROTO_VERSION_MAX,
+        .intent = HELLO_RECONNECT,
+        .epoch = LAST_EPOCH,
+    };
+    uint8_t body[PROTO_BODY_SIZE];
+    bool aborted = false;
+
+    memcpy(hello.token, token, sizeof(hello.token));
+    int socket = address_connect(peer, timeout_ms, -1, err);
+    if (socket < 0)
+        return socket;
+    int result =
+        exchange_write(socket, MESSAGE_HELLO, body, hello_encode(&hello, body), deadline, err);
+    if (!result)
+        result = exchange_write(socket, MESSAGE_ABORT, why, strlen(why), deadline, err);
+    while (!result && !aborted) {
+        struct message reply = {0};
+        result = exchange_read(socket, &reply, deadline, -1, err); /* heartbeats are among them */
+        aborted = !result && reply.type == MESSAGE_ABORTED;
+        message_free(&reply);
+    }
     close(socket);
     return result;
 }

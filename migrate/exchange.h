@@ -18,4 +18,10 @@ int exchange_write(int socket, enum message_type type, const void *body, size_t 
 int exchange_ask(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN_SIZE],
                  int timeout_ms, int cancel_fd, enum ownership_state *state, struct error *err);
 
+/* Gives a session up at the other end, over a connection of its own: HELLO(reconnect), ABORT, until
+ * ABORTED comes. Only for whoever knows that the guest was kept. 0, or -errno when the other end
+ * did not say so within timeout_ms. Blocks. */
+int exchange_abort(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN_SIZE],
+                   int timeout_ms, struct error *err);
+
 #endif

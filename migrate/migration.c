@@ -1,6 +1,7 @@
 #include "migrate/source.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,10 +87,21 @@ static int last_words(struct migration *m, struct error *err)
     return result;
 }
 
+/* Guests in processes of their own may end without us. */
+static bool guest_ended(struct migration *m)
+{
+    const struct guest_ops *ops = m->guest->ops;
+    struct pollfd end = {.fd = ops->end_event ? ops->end_event(m->guest) : -1, .events = POLLIN};
+
+    return poll(&end, 1, 0) > 0;
+}
+
 int source_interrupted(void *migration, struct error *err)
 {
     struct migration *m = migration;
 
+    if (guest_ended(m))
+        return error_set(err, ESRCH, "the guest has ended by itself");
     if (atomic_load(&m->cancelled))
         return error_set(err, ECANCELED, "cancelled");
     return m->channel && channel_lost(m->channel) ? last_words(m, err) : 0;
@@ -239,10 +251,14 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
     snprintf(m->measurement.result, sizeof(m->measurement.result),
              why->code == ECANCELED ? "cancelled" : "failed");
     snprintf(m->measurement.error, sizeof(m->measurement.error), "%s", why->text);
-    if (phase == MIGRATION_FAILED)
+    if (guest_ended(m)) {
+        phase = MIGRATION_STUCK;
+        source_say(m, "%s; the guest has ended by itself and does not run any more", why->text);
+    } else if (phase == MIGRATION_FAILED) {
         source_say(m, "%s; the guest goes on at the source", why->text);
-    else
+    } else {
         source_say(m, "%s; try `wander resolve` or `wander quit`", why->text);
+    }
     source_note_totals(m);
     if (!m->destination_settled)
         source_tell_abort(

@@ -6,6 +6,7 @@
 
 #include "migrate/exchange.h"
 #include "migrate/record.h"
+#include "transport/base/log.h"
 
 enum { ASK_MS = 2000 };
 
@@ -77,7 +78,12 @@ int orphan_resolve(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum resolve_actio
     if (result)
         return result;
     const struct guest_kind *kind = guest_kind_find(content.guest_kind);
-    const char *against = objection(&content, ask(&content), action, force);
+    enum ownership_state there = ask(&content);
+    /* What waits there is given up before anything runs here. */
+    if (content.role == RECORD_SOURCE && action == RESOLVE_RESUME &&
+        exchange_abort(&content.peer, content.token, ASK_MS, &(struct error){0}) == 0)
+        there = OWNERSHIP_ABORTED;
+    const char *against = objection(&content, there, action, force);
     if (!kind || !kind->settle)
         result =
             error_set(err, ENOENT, "guest %s ended with its process: there is nothing to resolve",
@@ -97,4 +103,37 @@ int orphan_resolve(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum resolve_actio
              content.guest_name);
     record_remove(record);
     return 0;
+}
+
+bool orphan_was_kept(const uint8_t token[TRANSPORT_TOKEN_SIZE])
+{
+    struct record_content content;
+    struct record *record;
+
+    if (record_adopt(token, RECORD_SOURCE, &record, &content, &(struct error){0}))
+        return false;
+    record_release(record);
+    return content.state == OWNERSHIP_OWNER;
+}
+
+static void forget(void *monitor, struct record *record, const struct record_content *content)
+{
+    struct error err = {0};
+
+    if (strcmp(content->monitor, monitor) != 0 || content->state != OWNERSHIP_OWNER) {
+        record_release(record);
+        return;
+    }
+    if (content->uncertain && exchange_abort(&content->peer, content->token, ASK_MS, &err))
+        log_line(LOG_WARNING,
+                 "an earlier migration of this guest died, and its destination does not answer "
+                 "(%s): if it "
+                 "waits there still, say there wander resolve --destroy",
+                 err.text);
+    record_remove(record);
+}
+
+void orphan_forget(const char *monitor)
+{
+    record_adopt_all(RECORD_SOURCE, forget, (void *)monitor);
 }

@@ -308,6 +308,35 @@ free_record:
     return result;
 }
 
+void record_adopt_all(enum record_role role,
+                      void (*each)(void *context, struct record *record,
+                                   const struct record_content *content),
+                      void *context)
+{
+    const char *ending = role == RECORD_SOURCE ? ".source" : ".destination";
+    char folder[400];
+    struct dirent *entry;
+    struct error err = {0};
+    DIR *directory = sessions_folder(folder, sizeof(folder), &err) ? NULL : opendir(folder);
+
+    while (directory && (entry = readdir(directory))) {
+        char name[33] = "", *dot = strchr(entry->d_name, '.');
+        uint8_t token[TRANSPORT_TOKEN_SIZE];
+        struct record_content content;
+        struct record *record;
+
+        if (!dot || dot - entry->d_name != 32 || strcmp(dot, ending) != 0)
+            continue;
+        memcpy(name, entry->d_name, 32);
+        error_clear(&err);
+        if (token_parse(name, token) == 0 &&
+            record_adopt(token, role, &record, &content, &err) == 0)
+            each(context, record, &content);
+    }
+    if (directory)
+        closedir(directory);
+}
+
 /* Whether a guest outlived its process. */
 static bool guest_lives(const struct record_content *c)
 {

@@ -52,6 +52,12 @@ void record_release(struct record *r);
 /* Frees `r` but keeps file and lock for as long as this process lives. NULL is fine. */
 void record_keep(struct record *r);
 
+/* Calls `each` for every record of `role` on this host whose process is dead, adopted as by
+ * record_adopt: `each` removes or releases it. */
+void record_adopt_all(enum record_role role,
+                      void (*each)(void *context, struct record *record,
+                                   const struct record_content *content),
+                      void *context);
 /* Takes over, locked, the record of a session whose process is dead. -ENOENT: there is none, or
  * none of this boot; -EBUSY: the process lives (ask it). */
 int record_adopt(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role,

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "migrate/guest/qemu/qemu.h"
+#include "migrate/orphan.h"
 #include "tools/attach.h"
 #include "tools/commands.h"
 #include "tools/guest_process.h"
@@ -80,6 +81,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
         return say_error(&err);
     }
     guest_description_free(&facts);
+    orphan_forget(guest->ops->monitor(guest));
     int directory = dup(claim.directory);
     char name[GUEST_NAME_SIZE];
     memcpy(name, claim.name, sizeof(name));

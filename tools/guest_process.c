@@ -156,6 +156,7 @@ static void on_guest_ended(uv_poll_t *poll, int status, int events)
 
     stop_watching(p);
     log_line(LOG_WARNING, "guest %s has ended by itself", p->claim.name);
+    p->exit_code = 1;
     p->ending = true;
     guest_process_step(p);
 }

@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "migrate/orphan.h"
+#include "migrate/proto.h"
 #include "tools/atomic_file.h"
 #include "tools/attach.h"
 #include "tools/commands.h"
@@ -180,6 +182,17 @@ static bool still_answers(const char *guest)
     return answers;
 }
 
+/* The record knows better than the display, which came before. */
+static bool may_be_handed_over(const struct viewer *v)
+{
+    uint8_t token[TRANSPORT_TOKEN_SIZE];
+
+    if (v->status.phase == MIGRATION_COMMITTING || v->status.phase == MIGRATION_IN_DOUBT)
+        return true;
+    return v->has_monitor && v->status.phase >= MIGRATION_SWITCHOVER &&
+           !(token_parse(v->status.session, token) == 0 && orphan_was_kept(token));
+}
+
 /* The guest's process is gone or silent: what that means depends on how far it had come. */
 static int lost(const struct viewer *v, const struct error *err)
 {
@@ -190,7 +203,7 @@ static int lost(const struct viewer *v, const struct error *err)
             "the connection to the guest's process was lost, but it goes on: see wander "
             "status %s",
             v->guest);
-    if (v->status.phase == MIGRATION_COMMITTING || v->status.phase == MIGRATION_IN_DOUBT)
+    if (may_be_handed_over(v))
         return cli_fail(
             v->command, EXIT_CODE_IN_DOUBT,
             "%s while the guest was handed over: look at the destination, and say there "
@@ -198,8 +211,7 @@ static int lost(const struct viewer *v, const struct error *err)
             err->text, v->status.session);
     if (v->has_monitor)
         return cli_fail(v->command, EXIT_CODE_FAILED,
-                        "%s during the migration; the guest's own QEMU goes on, see to it that it "
-                        "runs",
+                        "%s during the migration; the guest goes on here, in its own process",
                         err->text);
     return cli_fail(v->command, EXIT_CODE_NOT_RUNNING,
                     "%s during the migration, and the guest '%s' with it, unless it runs at the "
