@@ -21,14 +21,14 @@ from qemu_world import QemuWorld  # noqa: E402
 PAGE, MULTIPLIER = 4096, 0x9E3779B97F4A7C15  # of the stamps: migrate/guest/stamp.h
 STAMP_HEAD, STAMP_TAIL = 16, PAGE - 8
 DOWNTIME_LIMIT_MS = 300
-STAMPED_SHARE = 13 / 16  # of the guest's memory; what is left is for its kernel, whose memory is not counted in
+KERNEL_MIB = 192  # of the guest's memory: for its kernel, which says that it is out of memory when it has less
 
 
 class BusyWorld(QemuWorld):
     """Two hosts for one move of the small Linux, nearly all of whose memory is stamped at a set rate."""
 
     def __init__(self, memory_mib, rate):
-        load = {"ram": int(memory_mib * STAMPED_SHARE), "ram_rate": rate}
+        load = {"ram": memory_mib - KERNEL_MIB, "ram_rate": rate}
         super().__init__(network=False, memory_mib=memory_mib, load=load)
 
     def ready(self, movable):
@@ -45,8 +45,8 @@ class SparseMachine(machine.Machine):
     """The lab guest's image under KVM: it needs no more of a KVM than integers."""
 
     def __init__(self, build, memory_mib, hot_mib, rate):
-        super().__init__(None, memory_mib, accel="kvm", name="lab")
         self.kernel = Path(build, "migrate/guest/lab/image/lab-guest.elf")
+        super().__init__(self.kernel.parent, memory_mib, accel="kvm", name="lab")
         self.line = f"vcpus=1 hot={hot_mib * (1 << 20) // PAGE} rate={rate}"
         expect(self.kernel.exists(), f"expected the guest image at {self.kernel}: build first")
 
