@@ -3,12 +3,14 @@ hosts.py, RDMA resources counted, the link between the hosts disturbed and mende
 hosts."""
 
 import collections
+import hashlib
 import ipaddress
 import itertools
 import json
 import os
 import re
 import shlex
+from pathlib import Path
 
 import outcomes
 import virtual_pair
@@ -25,6 +27,8 @@ KERNEL = "ib_core"  # has some for itself
 SANITIZERS = ("ASAN_OPTIONS", "LSAN_OPTIONS", "UBSAN_OPTIONS")
 LOGS = 4  # of the first and of the last programs that were started are shown
 FOUND = re.compile(r"ERROR: (Address|Leak)Sanitizer|runtime error:")
+
+
 def gid_of(address):
     """The GID that stands for an address, as sysfs writes it."""
     found = ipaddress.ip_address(address)
@@ -41,6 +45,18 @@ def resources(remote):
             if entry.get("comm") != KERNEL:
                 found[f"{kind} of {entry.get('comm')} ({entry.get('pid')})"] += 1
     return dict(found)
+
+
+def put_once(remote, *files):
+    """The directory there of files that are no programs; copied unless these very ones were already."""
+    digest = hashlib.sha256(b"".join(hashlib.sha256(Path(file).read_bytes()).digest() for file in files))
+    place = Path(virtual_pair.PROGRAMS) / digest.hexdigest()[:16]
+    if remote.run(["test", "-d", place], check=False).returncode:
+        remote.run(["mkdir", "-p", f"{place}.new"])
+        for file in files:
+            remote.put(file, f"{place}.new/{Path(file).name}")
+        remote.run(["mv", f"{place}.new", place])
+    return place
 
 
 class RemoteMigration:
