@@ -3,6 +3,8 @@
 at random moments and at exact messages of the hand-over. Whatever fails: never two running, one copy is left or can be
 resolved, its disk is whole and locked by its QEMU alone, and the next attempt succeeds."""
 
+import contextlib
+import functools
 import os
 import signal
 import time
@@ -19,20 +21,23 @@ LOAD = {"ram": 64, "ram_rate": 8000, "disk": DISK, "disk_rate": 50}
 OPTIONS = ("--max-bandwidth", "100M")  # a move takes a second or two, so that random moments meet all of it
 HAND_OVER = ("PREPARE", "STATE", "LOAD", "PREPARED", "COMMIT", "RUNNING")
 RUNS_AGAIN = 5      # s, after the source's wander is killed before it was COMMITTING
-STOPPED_FOR = 45    # s, at most: longer than any end's patience with a QEMU that answers nothing
-HEALS_AFTER = 9     # s: later than either end's patience with the other
 FULL_SPEED = 0.6    # of what the guest did before, by its own count; a throttled one is far below
+HELPERS = ("guardian", "attach", "receive-session")
+STOPPED, RELENTING = "destination QEMU stopped", "destination QEMU stopped until ABORTED"
+RELENT_SECONDS = 0.3
 NO_COPY = "gone with its QEMU"
 
 
 class Strike(proxy.Link):
-    """A link that does `act` just before or after it passes a message on."""
+    """A link that does `act` just before or after it passes a message on, and `relent` before the source hears ABORTED."""
 
-    def __init__(self, port, message, after, act):
+    def __init__(self, port, message, after, act, relent):
         super().__init__(port)
-        self.message, self.after, self.act = message, after, act
+        self.message, self.after, self.act, self.relent = message, after, act, relent
 
     def forward(self, near, far, message, data):
+        if message[1] == "ABORTED":
+            self.relent()
         if message != self.message:
             return super().forward(near, far, message, data)
         self.reached.set()
@@ -52,10 +57,12 @@ class Home:
 
     def __init__(self, world):
         self.world, self.watch, self.here, self.there = world, Watch(world), "a", "b"
-        self.receivers = {}
+        self.receivers, self.pinger = {}, None
         self.boot()
 
     def boot(self):
+        if self.pinger:
+            self.pinger.process.popen.kill()
         self.world.boot(self.here)
         console = self.world.console(self.here)
         self.watch.wait(self.here, "running")
@@ -85,10 +92,13 @@ class Home:
         return GUEST if self.host(self.here).owner(GUEST) else self.world.guest(self.here)
 
     def turn(self):
+        """It has moved. The process that moved it holds its name for a moment longer."""
+        wait_until(lambda: not self.host(self.here).owner(GUEST), 20, f"the process that moved the guest from {self.here} to end")
         self.here, self.there = self.there, self.here
 
     def close(self):
         self.watch.close()
+        self.world.close()
 
 
 class Move:
@@ -97,11 +107,11 @@ class Move:
     def __init__(self, home, victim, when):
         self.home, self.world, self.watch, self.victim = home, home.world, home.watch, victim
         self.here, self.there = home.here, home.there
-        self.struck_at, self.struck, self.healed, self.resolved, self.forced = None, [], False, [], False
+        self.struck_at, self.struck, self.healed, self.resolved, self.forced, self.story = None, [], False, [], False, []
         self.source_qemu = self.world.qemu_pids(self.here)[0]
         self.receiver = home.receiver(self.there)
         message, after = when if isinstance(when, tuple) else (None, False)
-        self.link = Strike(self.receiver.port, message, after, self.strike)
+        self.link = Strike(self.receiver.port, message, after, self.strike, self.relent)
         self.watch.begin()
         self.migration = home.host(self.here).start_migrate(home.guest_here(), f"tcp://127.0.0.1:{self.link.port}",
                                                             *OPTIONS)
@@ -118,7 +128,7 @@ class Move:
         here, there = self.home.host(self.here), self.home.host(self.there)
         if self.victim == "source QEMU":
             return [self.source_qemu]
-        if self.victim in ("destination QEMU", "destination QEMU stopped"):
+        if self.victim in ("destination QEMU", STOPPED, RELENTING):
             return self.world.qemu_pids(self.there)
         if self.victim == "destination's session":
             return commands(there, "receive-session")
@@ -137,11 +147,17 @@ class Move:
                 self.link.silent.set()
             return True
         for pid in self.victims():
-            os.kill(pid, signal.SIGSTOP if self.victim.endswith("stopped") else signal.SIGKILL)
+            os.kill(pid, signal.SIGSTOP if self.victim in (STOPPED, RELENTING) else signal.SIGKILL)
             self.struck.append(pid)
         if self.struck:
             self.struck_at = time.time()
         return bool(self.struck)
+
+    def relent(self):
+        """A QEMU that goes on before the source does: what it was told meanwhile must not make it run any more."""
+        if self.victim == RELENTING:
+            self.heal()
+            time.sleep(RELENT_SECONDS)
 
     def heal(self):
         """Takes back what can be: a QEMU goes on, a link speaks again."""
@@ -149,9 +165,12 @@ class Move:
             return
         self.healed = True
         self.link.heal()
-        if self.victim.endswith("stopped"):
+        if self.victim in (STOPPED, RELENTING):
             for pid in filter(alive, self.struck):
                 os.kill(pid, signal.SIGCONT)
+
+    def note(self, text):
+        self.story.append(f"{time.time() - self.watch.begun:.1f} s {text}")
 
     def state(self, name):
         """"running", another word of QEMU's, or None: there is no QEMU."""
@@ -163,16 +182,18 @@ class Move:
         return running[0] if len(running) == 1 else None
 
     def tokens(self, name, role):
-        return sorted(path.stem for path in self.home.host(name).state.glob(f"wander/sessions/*.{role}"))
+        """Of the sessions of this move; an earlier one may have left its record."""
+        return sorted(path.stem for path in self.home.host(name).state.glob(f"wander/sessions/*.{role}")
+                      if path.stat().st_mtime >= self.watch.begun)
 
     def said(self):
         return f"exit code {self.migration.popen.poll()}, it said {self.migration.output()[-700:]!r}; the receiver: " \
-               f"{self.receiver.output()[-500:]!r}; resolved: {self.resolved}; {self.here} is " \
+               f"{self.receiver.output()[-500:]!r}; resolved: {self.resolved}; {self.story}; {self.here} is " \
                f"{self.state(self.here)}, {self.there} is {self.state(self.there)}"
 
 
 def resolve(move, name, action, *force):
-    """As an operator would, by the session of the newest record there. Whether it was done."""
+    """As an operator would, by the session. Whether it was done."""
     role = "source" if name == move.here else "destination"
     for token in move.tokens(name, role):
         done = move.home.host(name).run("resolve", token, action, *force, seconds=70)
@@ -181,6 +202,21 @@ def resolve(move, name, action, *force):
         if done.returncode == 0:
             return True
     return False
+
+
+def made_to_run(move):
+    return any("--resume" in said for said in move.resolved)
+
+
+def undecided(move, name):
+    """Whether a copy that does not run stays until an operator decides: its wander says so, or there is none."""
+    if not move.world.qemu_pids(name) or move.state(name) == "running":
+        return False
+    host = move.home.host(name)
+    if not host.owner(GUEST):
+        return not any(commands(host, word) for word in HELPERS)
+    status = host.status(GUEST)
+    return bool(status) and status["state"] == "in-doubt"
 
 
 def decide(move):
@@ -203,9 +239,13 @@ def one_runs(move):
     def seen():
         return move.runner() or not any(map(move.state, (move.here, move.there)))
 
-    try:
-        wait_until(seen, 15, "one of them to run")
-    except Failure:
+    def over():
+        left = [name for name in (move.here, move.there) if move.world.qemu_pids(name)]
+        return seen() or left and all(undecided(move, name) for name in left)
+
+    with contextlib.suppress(Failure):
+        wait_until(over, 15, "one of them to run, or both to wait for a decision")
+    if not seen():
         decide(move)
         wait_until(seen, 25, f"one to run after a decision; {move.said()}")
     return move.runner()
@@ -214,11 +254,10 @@ def one_runs(move):
 def other_is_gone(move, owner):
     """The copy that does not run goes by itself, or when an operator says so."""
     other = move.there if owner == move.here else move.here
-    try:
-        wait_until(lambda: not move.world.qemu_pids(other), 15, f"the copy at {other} to go")
+    with contextlib.suppress(Failure):
+        wait_until(lambda: not move.world.qemu_pids(other) or undecided(move, other), 15, f"the copy at {other} to go")
+    if not move.world.qemu_pids(other):
         return
-    except Failure:
-        pass
     if not resolve(move, other, "--destroy"):
         move.forced = True
         resolve(move, other, "--destroy", "--force")
@@ -241,7 +280,7 @@ def untouched(move):
 
 def expect_prompt(move):
     """The guest of a source's wander that died before it was COMMITTING runs within 5 s, and answers."""
-    expect(not move.resolved, f"expected the guest to go on by itself; {move.said()}")
+    expect(not made_to_run(move), f"expected the guest to go on by itself; {move.said()}")
     resumed = move.watch.running_since(move.here)
     expect(resumed < move.struck_at + RUNS_AGAIN * SLOW,
            f"expected the guest to run within {RUNS_AGAIN} s of the death of wander; it took {resumed - move.struck_at:.1f} s")
@@ -254,7 +293,7 @@ def committing(move):
 def nothing_left(move, owner):
     """No helper of an ended session, and one QEMU with the lock."""
     def helpers():
-        return [(name, word, pid) for name in (move.here, move.there) for word in ("guardian", "attach", "receive-session")
+        return [(name, word, pid) for name in (move.here, move.there) for word in HELPERS
                 for pid in commands(move.home.host(name), word)
                 if not (name == owner and word == "receive-session" and pid == move.home.host(name).owner(GUEST))]
 
@@ -268,6 +307,10 @@ def nothing_left(move, owner):
 
 def outcome_of(move, code, owner):
     """Its name, if it is allowed."""
+    if not owner and move.victim.startswith("destination QEMU"):
+        expect(committing(move), f"expected a guest to be left, which nobody was told to start there; {move.said()}")
+        expect(code in (EXIT_MIGRATED, EXIT_IN_DOUBT), f"expected exit code 0 or 3 for a guest that was started; {move.said()}")
+        return NO_COPY
     if not owner:
         expect(move.victim == "source QEMU", f"expected a guest to be left; {move.said()}")
         expect(code == EXIT_STUCK, f"expected exit code 4 for a guest that is lost; {move.said()}")
@@ -277,7 +320,7 @@ def outcome_of(move, code, owner):
     if code == EXIT_MIGRATED:
         expect(owner == move.there, f"exit code 0 promises a guest that runs at the destination; {move.said()}")
     if code == EXIT_FAILED:
-        expect(owner == move.here and not move.resolved, f"exit code 1 promises a guest that runs here; {move.said()}")
+        expect(owner == move.here and not made_to_run(move), f"exit code 1 promises a guest that runs here; {move.said()}")
     expect(code in (EXIT_MIGRATED, EXIT_FAILED, EXIT_IN_DOUBT), f"expected exit code 0, 1 or 3; {move.said()}")
     if owner == move.here and not move.forced:
         expect(not move.watch.ever_ran(move.there), f"the guest goes on here, and it has run at the destination; {move.said()}")
@@ -289,12 +332,15 @@ def outcome_of(move, code, owner):
 def settle(move):
     try:
         code = move.migration.wait(100)
-        if move.victim == "link silent" and code != EXIT_IN_DOUBT:
+        move.note(f"exit code {code}")
+        if code == EXIT_MIGRATED or move.victim == "link silent" and code != EXIT_IN_DOUBT:
             move.heal()
         owner = one_runs(move)
+        move.note(f"{owner} runs")
         move.heal()
         if owner:
             other_is_gone(move, owner)
+        move.note("the other is gone")
         outcome = outcome_of(move, code, owner)
         if move.victim == "source's wander" and owner == move.here and not committing(move):
             expect_prompt(move)
@@ -302,10 +348,15 @@ def settle(move):
             move.home.pinger.wait_answer(time.time_ns())
             checked = move.world.console(owner).check()
             expect(checked["disk_blocks"], f"expected blocks of the disk to be checked; got {checked}")
+        move.note("checked")
         nothing_left(move, owner)
+        move.note("nothing left")
         if owner == move.here:
             untouched(move)
         move.watch.expect_one_at_a_time()
+        move.note("done")
+        if os.environ.get("STORY"):
+            print(move.story, move.resolved)
         return outcome, owner
     finally:
         move.heal()
@@ -328,14 +379,14 @@ def again(home):
 
 
 VICTIMS = ("destination QEMU", "destination's session", "listener", "source's wander", "link cut", "link silent",
-           "source QEMU", "destination QEMU stopped")
+           "source QEMU", STOPPED, RELENTING)
 
 
 class Stay:
     """Attempts one after another, with one guest for as long as nothing is wrong with it."""
 
     def __init__(self):
-        self.home, self.table = None, outcomes.Table()
+        self.home, self.duration, self.moments = None, 0, ()
 
     def __enter__(self):
         return self
@@ -347,40 +398,52 @@ class Stay:
         home, self.home = self.home, None
         if home:
             home.close()
-            home.world.close()
 
     def at_home(self):
         if not self.home:
             world = QemuWorld("raw", memory_mib=192, load=LOAD)
             try:
                 self.home = Home(world)
+                if not self.moments:
+                    self.learn()
             except BaseException:
                 world.show_logs()
                 world.close()
+                self.home = None
                 raise
         return self.home
 
-    def attempt(self, victim, when):
-        label = f"{victim} {'after %.0f ms' % (when * 1e3) if not isinstance(when, tuple) else when_text(*when)}"
-        began = time.monotonic()
+    def learn(self):
+        """How long an undisturbed move takes, and at which messages it hands over."""
+        self.duration, seen = undisturbed(self.home)
+        found = [message for message in seen if message[1] in HAND_OVER and message[2] == 1]
+        expect({message[1] for message in found} == set(HAND_OVER), f"expected all of {HAND_OVER} in a move; saw {seen}")
+        self.moments = [(message, after) for message in found for after in (False, True)]
+
+    def moment(self, random):
+        """One of all, each way of choosing as likely as the other."""
+        self.at_home()
+        return random.choice(self.moments) if random.random() < 0.5 else random.uniform(0, self.duration * 1.1)
+
+    def attempt(self, table, victim, when):
+        label, began = f"{victim} {when_text(when)}", time.monotonic()
         try:
             outcome = self.attempted(victim, when)
         except Failure as failure:
             outcome = "FAILED"
-            self.table.failures.append(f"{label}: {failure}")
+            table.failures.append(f"{label}: {failure}")
             if self.home:
                 self.home.world.show_logs()
             self.leave()
-        self.table.counts[victim][outcome] += 1
-        print(f"  {label}: {outcome} ({time.monotonic() - began:.1f} s)"
-              f"{': ' + self.table.failures[-1] if outcome == 'FAILED' else ''}", flush=True)
+        table.counts[victim][outcome] += 1
+        print(f"  {label}: {outcome} ({time.monotonic() - began:.1f} s)", flush=True)
+        if outcome == "FAILED":
+            print(f"    {table.failures[-1]}", flush=True)
 
     def attempted(self, victim, when):
         home = self.at_home()
         outcome, owner = settle(Move(home, victim, when))
         if not owner:
-            home.world.sides[home.there].clear()
-            home.pinger.process.popen.kill()
             home.boot()
             return outcome
         if owner == home.there:
@@ -388,28 +451,29 @@ class Stay:
         again(home)
         return outcome
 
-    def rest(self):
-        """The image of the last guest, block by block."""
-        if not self.home:
-            return
-        home = self.home
+    def whole_image(self, _):
+        """Block by block, once the guest has ended."""
+        home = self.at_home()
         home.watch.command(home.here, "quit")
         wait_until(lambda: not home.world.qemu_pids(home.here), 20, "QEMU to quit")
-        check_image(home.world.machine.disk, "raw", DISK)
+        disk = home.world.machine.disk
+        self.leave_after(lambda: check_image(disk, "raw", DISK))
+
+    def leave_after(self, body):
+        try:
+            body()
+        finally:
+            self.leave()
 
 
-def when_text(message, after):
-    return f"{'after' if after else 'before'} {message[1]}"
-
-
-def hand_over_moments(seen):
-    found = [message for message in seen if message[1] in HAND_OVER and message[2] == 1]
-    expect({message[1] for message in found} == set(HAND_OVER), f"expected all of {HAND_OVER} in a move; saw {seen}")
-    return [(message, after) for message in found for after in (False, True)]
+def when_text(when):
+    if not isinstance(when, tuple):
+        return f"after {when * 1e3:.0f} ms"
+    message, after = when
+    return f"just {'after' if after else 'before'} {message[1]}"
 
 
 def undisturbed(home):
-    """How long a move takes, and its messages."""
     receiver = home.receiver(home.there)
     link = proxy.Link(receiver.port)
     try:
@@ -420,23 +484,13 @@ def undisturbed(home):
     return report["total_ms"] / 1e3, link.seen
 
 
-def disturbed(context):
-    with Stay() as stay:
-        duration, seen = undisturbed(stay.at_home())
-        moments = hand_over_moments(seen)
-        print(f"an undisturbed move takes {duration * 1e3:.0f} ms")
-
-        def random_moment():
-            if context.random.random() < 0.5:
-                return context.random.choice(moments)
-            return context.random.uniform(0, duration * 1.1)
-
-        for victim in VICTIMS:
-            for _ in range(20 if context.full else 1):
-                stay.attempt(victim, random_moment())
-        if not stay.table.failures:
-            stay.rest()
-        stay.table.finish()
+def strikes(stay, victim, context):
+    table = outcomes.Table()
+    for _ in range(20 if context.full else 1):
+        stay.attempt(table, victim, stay.moment(context.random))
+    table.finish()
 
 
-run_cases(__doc__, {"disturbed moves": disturbed})
+with Stay() as everywhere:
+    run_cases(__doc__, {victim: functools.partial(strikes, everywhere, victim) for victim in VICTIMS} |
+              {"the image in the end": everywhere.whole_image})
