@@ -337,12 +337,12 @@ void record_adopt_all(enum record_role role,
         closedir(directory);
 }
 
-/* Whether a guest outlived its process. */
-static bool guest_lives(const struct record_content *c)
+/* Whether the guest outlived its process, and says so itself. */
+static bool guest_runs(const struct record_content *c)
 {
     const struct guest_kind *kind = guest_kind_find(c->guest_kind);
 
-    return kind && kind->lives && kind->lives(c->monitor);
+    return kind && kind->runs && kind->runs(c->monitor);
 }
 
 /* The verdict on a record whose process is gone; several may reach it at once, and all write the
@@ -356,12 +356,9 @@ static enum ownership_state judge_dead(int file, const char *path, const struct 
     boot_id_read(boot);
     bool same_boot = boot[0] && strcmp(boot, c->boot_id) == 0;
     switch (c->state) {
-    case OWNERSHIP_STARTED:
-        if (same_boot && guest_lives(c))
-            return OWNERSHIP_STARTED;
-        return OWNERSHIP_STARTED_DEAD;
     case OWNERSHIP_STARTING:
-        return OWNERSHIP_STARTED_DEAD;
+    case OWNERSHIP_STARTED:
+        return same_boot && guest_runs(c) ? OWNERSHIP_STARTED : OWNERSHIP_STARTED_DEAD;
     case OWNERSHIP_ABORTED:
         return OWNERSHIP_ABORTED;
     case OWNERSHIP_RECEIVING:

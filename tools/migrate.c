@@ -1,6 +1,7 @@
 /* wander migrate: asks a guest's process to move it, shows how that goes, and prints what it cost.
  */
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@ enum {
     STILL_ALIVE_MS = 2000, /* how often a pipe gets a line although nothing comes */
     BUSY_RETRIES = 100,
     BUSY_RETRY_MS = 100,
+    END_MS = 5000,
 };
 
 struct migrate_values {
@@ -332,6 +334,15 @@ static int check_limits(const struct migration_options *wanted, struct error *er
     return 0;
 }
 
+/* The process that had the guest has ended when the guest's name is free again. */
+static void await_end(int lifeline, int timeout_ms)
+{
+    struct pollfd end = {.fd = lifeline, .events = POLLIN};
+
+    poll(&end, 1, timeout_ms);
+    close(lifeline);
+}
+
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     struct migrate_values values = {0};
@@ -373,7 +384,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
         control_close(&viewer.connection);
     }
     if (viewer.lifeline >= 0)
-        close(viewer.lifeline);
+        await_end(viewer.lifeline, code == EXIT_CODE_DONE ? END_MS : 0);
     atomic_file_close(&json);
     return code;
 }

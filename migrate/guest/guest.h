@@ -210,9 +210,9 @@ struct guest_kind {
      * a QEMU). */
     void (*check)(struct guest_host *host, const struct guest_description *description,
                   struct reasons *reasons);
-    /* Whether there is still a guest at a monitor. NULL: guests of this kind end with their
-     * process. */
-    bool (*lives)(const char *monitor);
+    /* Whether a guest runs at a monitor although the process that brought it is dead. NULL: guests
+     * of this kind end with their process. */
+    bool (*runs)(const char *monitor);
     /* A guest whose process died while it was handed over, found by its monitor: makes it run, or
      * ends it. -ENOENT, -ECONNREFUSED: it is gone. NULL: guests of this kind end with their
      * process. */

@@ -65,8 +65,9 @@ static struct qmp *start(const char *folder, struct qemu_process *p)
     struct error err = {0};
     struct qmp *q = NULL;
 
-    cr_assert_eq(qemu_process_start((char *const *)command, folder, "guest", p, &q, &err), 0,
+    cr_assert_eq(qemu_process_start((char *const *)command, folder, "guest", p, &err), 0,
                  "start: %s", err.text);
+    cr_assert_eq(qemu_process_connect(p, &q, &err), 0, "connect: %s", err.text);
     return q;
 }
 
@@ -239,7 +240,12 @@ Test(qemu_process, failed_starts)
         if (f->library)
             setenv("WANDER_QEMU_LIBRARY", f->library, 1);
         int ret = qemu_process_start((char *const *)f->command, f->long_folder ? deep : folder,
-                                     f->guest, &p, &q, &err);
+                                     f->guest, &p, &err);
+        if (ret == 0) {
+            ret = qemu_process_connect(&p, &q, &err);
+            qemu_process_end(&p, true, 10000, &(struct error){0});
+            qemu_process_close(&p);
+        }
         cr_expect_eq(ret, f->expected, "%s: %d (%s), expected %d", f->name, ret, err.text,
                      f->expected);
         cr_expect(strstr(err.text, f->text), "%s: '%s', expected '%s' in it", f->name, err.text,

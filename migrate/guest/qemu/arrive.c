@@ -3,9 +3,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include "migrate/guest/qemu/memory_files.h"
 
@@ -22,11 +19,14 @@ static int start_arriving(const struct guest_host *host, const char *name, struc
     snprintf(q->name, sizeof(q->name), "%s", name);
     q->arriving = q->disks_let_go = true;
     atomic_store(&q->paused, true);
-    result = qemu_process_start(host->command, host->runtime, name, &q->process, &q->qmp, err);
+    result = qemu_process_start(host->command, host->runtime, name, &q->process, err);
     if (result)
         goto free_guest;
-    qemu_note_monitor(q, q->process.socket);
     result = qemu_start_guardian(q, GUARDIAN_KILL, err);
+    if (!result)
+        result = qemu_process_connect(&q->process, &q->qmp, err);
+    if (!result)
+        qemu_note_monitor(q, q->process.socket);
     if (!result)
         result = qemu_memory_open(q->qmp, &q->memory, reasons, err);
     if (!result)
@@ -43,7 +43,8 @@ static int start_arriving(const struct guest_host *host, const char *name, struc
     return 0;
 
 end_process:
-    qemu_add_last_words(q, err);
+    if (q->qmp)
+        qemu_add_last_words(q, err);
     qemu_process_end(&q->process, true, QEMU_KILL_MS, &(struct error){0});
     qemu_settings_restore(q->qmp, q->settings);
     guardian_end(q->guardian);
@@ -105,21 +106,19 @@ static int qemu_incoming(struct guest_host *host, const struct guest_description
     return 0;
 }
 
-/* Somebody listens at its monitor. */
-static bool qemu_lives(const char *monitor)
+static bool qemu_runs(const char *monitor)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct error err = {0};
+    struct qmp *qmp;
+    cJSON *status = NULL;
 
-    if (!monitor[0] || strlen(monitor) >= sizeof(address.sun_path))
+    if (!monitor[0] || qmp_connect(monitor, &qmp, &err))
         return false;
-    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    memcpy(address.sun_path, monitor, strlen(monitor));
-    /* A full backlog is an answer too. */
-    bool lives = probe >= 0 && (connect(probe, (struct sockaddr *)&address, sizeof(address)) == 0 ||
-                                errno == EAGAIN);
-    if (probe >= 0)
-        close(probe);
-    return lives;
+    bool runs = qmp_call(qmp, &status, &err, "query-status", NULL) == 0 &&
+                cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(status, "running"));
+    cJSON_Delete(status);
+    qmp_close(qmp);
+    return runs;
 }
 
 /* Whatever of a migration of QEMU's own is left in it is ended first. */
@@ -151,6 +150,6 @@ const struct guest_kind qemu_guest_kind = {
     .kind = "qemu",
     .check = qemu_check,
     .incoming = qemu_incoming,
-    .lives = qemu_lives,
+    .runs = qemu_runs,
     .settle = qemu_settle,
 };

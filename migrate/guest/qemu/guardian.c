@@ -47,7 +47,7 @@ static int spawn_guardian(struct guardian *g, const int files[4], struct error *
         .program = "/proc/self/exe",
         .arguments = arguments,
         .environment = environ,
-        .files = {null, null, errors, files[0], files[1], files[2], files[3]},
+        .files = {null, null, errors, files[0], files[1] < 0 ? null : files[1], files[2], files[3]},
         .file_count = 7,
     };
     int ret = null < 0 ? -errno : spawn_start(&how, &g->pid, &g->handle);
@@ -75,7 +75,7 @@ static int launch(struct guardian *g, struct qmp *q, pid_t pid, const cJSON *und
     ret = memory = write_undo(undo, err);
     if (memory < 0)
         goto close_target;
-    ret = spawn_guardian(g, (const int[]){pair[1], qmp_socket(q), target, memory}, err);
+    ret = spawn_guardian(g, (const int[]){pair[1], q ? qmp_socket(q) : -1, target, memory}, err);
     close(memory);
 close_target:
     close(target);

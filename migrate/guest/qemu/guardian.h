@@ -22,7 +22,8 @@ enum guardian_word {
 
 struct guardian;
 
-/* Starts it: this program again, as `wander guardian`, in a session of its own, close to nothing
+/* `q` NULL: for GUARDIAN_KILL, before there is a monitor.
+ * Starts it: this program again, as `wander guardian`, in a session of its own, close to nothing
  * open. `undo` (taken, may be NULL) is a list of QMP commands to put settings back with before
  * `cont`. `first` counts until something else is said. */
 int guardian_start(struct qmp *q, pid_t pid, cJSON *undo, enum guardian_word first,

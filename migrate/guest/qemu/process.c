@@ -282,7 +282,7 @@ static int ended_early(struct qemu_process *p, struct error *err)
 }
 
 /* Its socket is not there at once. */
-static int connect_monitor(struct qemu_process *p, struct qmp **qmp, struct error *err)
+int qemu_process_connect(struct qemu_process *p, struct qmp **qmp, struct error *err)
 {
     uint64_t deadline = clock_now() + GREETING_LIMIT_S * NS_PER_S;
     struct pollfd end = {.fd = p->handle, .events = POLLIN};
@@ -301,7 +301,7 @@ static int connect_monitor(struct qemu_process *p, struct qmp **qmp, struct erro
 }
 
 int qemu_process_start(char *const *command, const char *runtime, const char *name,
-                       struct qemu_process *out, struct qmp **qmp, struct error *err)
+                       struct qemu_process *out, struct error *err)
 {
     char *preload = NULL, **environment;
     int ret = qemu_command_check(command, err);
@@ -318,13 +318,6 @@ int qemu_process_start(char *const *command, const char *runtime, const char *na
                       : error_set_errno(err, ENOMEM, "cannot make QEMU's environment");
     free(environment);
     free(preload);
-    if (ret < 0)
-        return ret;
-    ret = connect_monitor(out, qmp, err);
-    if (ret < 0) {
-        qemu_process_end(out, true, GREETING_LIMIT_S * 1000, NULL);
-        qemu_process_close(out);
-    }
     return ret;
 }
 

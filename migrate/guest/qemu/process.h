@@ -18,10 +18,12 @@ struct qemu_process {
  * kept), each with the remedy; pure. */
 int qemu_command_check(char *const *command, struct error *err);
 /* Starts it in a session of its own (setsid), stdin from /dev/null, stderr to a log file in
- * `runtime`, environment as qemu_environment, and connects its monitor at `runtime`/`name`.qmp.
- * -EIO with the last lines of its stderr when it ends before it greets. Blocks up to 20 s. */
+ * `runtime`, our library preloaded, its monitor to be at `runtime`/`name`.qmp. Does not wait. */
 int qemu_process_start(char *const *command, const char *runtime, const char *name,
-                       struct qemu_process *out, struct qmp **qmp, struct error *err);
+                       struct qemu_process *out, struct error *err);
+/* Connects the monitor of one that was just started. -EIO with the last lines of its stderr when it
+ * ends before it greets. Blocks up to 20 s. */
+int qemu_process_connect(struct qemu_process *p, struct qmp **qmp, struct error *err);
 /* Waits until it has ended; SIGKILL first when `kill`. Also for processes that are not our children
  * (by pidfd). -ETIMEDOUT. Removes socket and log of one that was started here. */
 int qemu_process_end(struct qemu_process *p, bool kill, int timeout_ms, struct error *err);
