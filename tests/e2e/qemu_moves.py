@@ -7,7 +7,6 @@ import statistics
 import time
 from pathlib import Path
 
-import qemu_world
 from cases import run_cases
 from hosts import EXIT_FAILED, EXIT_MIGRATED, SLOW, Failure, expect, wait_until
 from qemu_world import Pinger, QemuWorld, Storm, machine, one_shot, write_lockers
@@ -41,7 +40,7 @@ class Route:
         wander's holds it, and once more by a monitor, the one that wander has given it."""
         world = self.world
         own = world.host(self.here).runtime / f"{world.machine.name}.qmp"
-        return {0: world.guest(self.here), 2: f"qmp:{own}"}.get(self.hops, world.machine.name)
+        return {0: f"qmp:{world.sides[self.here].monitor}", 2: f"qmp:{own}"}.get(self.hops, world.machine.name)
 
     def hop(self, *options):
         """(report, ms that the pings went unanswered beyond the downtime)."""
@@ -106,7 +105,7 @@ def hops(context):
 
 def named_by_another_monitor(world, route):
     """One guest has one process of wander's: a second one is not started, and it is said how the guest is called."""
-    done = world.host(route.here).run("migrate", world.guest(route.here), route.uri[route.there])
+    done = world.host(route.here).run("migrate", f"qmp:{world.sides[route.here].monitor}", route.uri[route.there])
     expect(done.returncode == EXIT_FAILED and f"wander migrate {world.machine.name}" in done.stderr,
            f"expected to be told to say 'wander migrate {world.machine.name}'; got {done.returncode}: {done.stderr}")
 
@@ -160,7 +159,7 @@ def skipped_page(context):
 def start_slowed(world, route):
     """A migration of a guest that is too fast for the link, and is slowed down by now."""
     migration = world.host(route.here).start_migrate(route.owner(), route.uri[route.there], "--throttle", "auto",
-                                                     "--filter", "rate=12M")
+                                                     "--filter", "rate=40M")
 
     def throttle():
         status = world.host(route.here).status(world.machine.name)
