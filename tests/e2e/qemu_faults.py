@@ -25,6 +25,8 @@ FULL_SPEED = 0.6    # of what the guest did before, by its own count; a throttle
 HELPERS = ("guardian", "attach", "receive-session")
 STOPPED, RELENTING = "destination QEMU stopped", "destination QEMU stopped until ABORTED"
 RELENT_SECONDS = 0.3
+THROTTLER = "source's wander, throttling"  # struck as soon as it takes time from the guest
+THROTTLING = ("--max-bandwidth", "60M", "--downtime-limit", "20ms", "--throttle", "auto")
 NO_COPY = "gone with its QEMU"
 
 
@@ -114,10 +116,18 @@ class Move:
         self.link = Strike(self.receiver.port, message, after, self.strike, self.relent)
         self.watch.begin()
         self.migration = home.host(self.here).start_migrate(home.guest_here(), f"tcp://127.0.0.1:{self.link.port}",
-                                                            *OPTIONS)
-        if not message:
+                                                            *(THROTTLING if victim == THROTTLER else OPTIONS))
+        if victim == THROTTLER:
+            wait_until(self.throttles, 60, "the guest to be throttled")
+            self.strike()
+        elif not message:
             time.sleep(when)
             self.strike_soon()
+
+    def throttles(self):
+        expect(self.migration.running(), f"expected a move that throttles; {self.said()}")
+        status = self.home.host(self.here).status(GUEST)
+        return status and status.get("migration", {}).get("throttle", 0)
 
     def strike_soon(self):
         """What is to fail may not be there yet."""
@@ -132,7 +142,7 @@ class Move:
             return self.world.qemu_pids(self.there)
         if self.victim == "destination's session":
             return commands(there, "receive-session")
-        if self.victim == "source's wander":
+        if self.victim in ("source's wander", THROTTLER):
             return [pid for pid in [here.owner(GUEST)] if pid]
         return [self.receiver.pid]
 
@@ -314,7 +324,7 @@ def outcome_of(move, code, owner):
     if not owner:
         expect(move.victim == "source QEMU", f"expected a guest to be left; {move.said()}")
         expect(code == EXIT_STUCK, f"expected exit code 4 for a guest that is lost; {move.said()}")
-        expect("QEMU" in move.migration.output(), f"expected to be told that the guest's QEMU ended; {move.said()}")
+        expect("has ended by itself" in move.migration.output(), f"expected to be told that the guest ended; {move.said()}")
         return NO_COPY
     expect(code != EXIT_STUCK, f"expected no exit code 4 while the guest is there; {move.said()}")
     if code == EXIT_MIGRATED:
@@ -342,7 +352,7 @@ def settle(move):
             other_is_gone(move, owner)
         move.note("the other is gone")
         outcome = outcome_of(move, code, owner)
-        if move.victim == "source's wander" and owner == move.here and not committing(move):
+        if move.victim in ("source's wander", THROTTLER) and owner == move.here and not committing(move):
             expect_prompt(move)
         if owner:
             move.home.pinger.wait_answer(time.time_ns())
@@ -379,7 +389,7 @@ def again(home):
 
 
 VICTIMS = ("destination QEMU", "destination's session", "listener", "source's wander", "link cut", "link silent",
-           "source QEMU", STOPPED, RELENTING)
+           "source QEMU", THROTTLER, STOPPED, RELENTING)
 
 
 class Stay:
