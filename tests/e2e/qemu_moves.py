@@ -13,8 +13,8 @@ from qemu_world import Pinger, QemuWorld, Storm, machine, one_shot, write_locker
 
 RAM, DISK, PORT = 128, 8, 7
 LOAD = {"ram": RAM, "ram_rate": 8000, "disk": DISK, "disk_rate": 100, "echo": PORT}
-HOT = {**LOAD, "ram_rate": 25000}    # 100 MB/s: more than the link of those cases
-SLOW_LINK = "rate=60M"
+HOT = {**LOAD, "ram": 48, "ram_rate": 20000}  # 80 MB/s: more than the links of those cases
+SLOW_LINK = "rate=40M"
 HOPS = 10
 MEDIAN_MS, WORST_MS, TRIES = 50, 250, 3
 USUAL_MS = 20                        # without an answer to pings when nothing happens, on a machine at rest
@@ -36,8 +36,8 @@ class Route:
         self.uri = {name: machine.receive(world.host(name), world.machine, world.sides[name]).uri for name in world.sides}
 
     def owner(self):
-        """How the guest is called where it is: by its monitor as it was started, then by the name under which a process of
-        wander's holds it, and once more by a monitor, the one that wander has given it."""
+        """How the guest is called where it is: by its monitor as it was started, then by the name under which a process
+        of wander's holds it, and once more by a monitor, the one that wander has given it."""
         world = self.world
         own = world.host(self.here).runtime / f"{world.machine.name}.qmp"
         return {0: f"qmp:{world.sides[self.here].monitor}", 2: f"qmp:{own}"}.get(self.hops, world.machine.name)
@@ -45,7 +45,8 @@ class Route:
     def hop(self, *options):
         """(report, ms that the pings went unanswered beyond the downtime)."""
         world = self.world
-        report, gap = world.hop(self.here, self.there, self.uri[self.there], *options, guest=self.owner(), pinger=self.pinger)
+        report, gap = world.hop(self.here, self.there, self.uri[self.there], *options, guest=self.owner(),
+                                pinger=self.pinger)
         self.here, self.there, self.hops = self.there, self.here, self.hops + 1
         self.console().check()
         expect_disk_is_here(world, self.here)
@@ -159,7 +160,7 @@ def skipped_page(context):
 def start_slowed(world, route):
     """A migration of a guest that is too fast for the link, and is slowed down by now."""
     migration = world.host(route.here).start_migrate(route.owner(), route.uri[route.there], "--throttle", "auto",
-                                                     "--filter", "rate=40M")
+                                                     "--filter", SLOW_LINK)
 
     def throttle():
         status = world.host(route.here).status(world.machine.name)

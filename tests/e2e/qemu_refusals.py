@@ -155,8 +155,7 @@ def free_page_reporting(context):
 
 
 def vhost_user(context):
-    """With a server of one's own that only says what it has to for QEMU to start."""
-    raise Skip("a vhost-user device starts only with a server that speaks its protocol; the unit test qemu_facts has the case")
+    raise Skip("a vhost-user device starts only with a server that speaks its protocol; unit/qemu_facts has the case")
 
 
 def paused(context):
@@ -296,7 +295,7 @@ def plug_in(refused, phase):
          ("device_add", {"driver": "pc-dimm", "id": "dimm", "memdev": "more"}))
     code = migration.wait(60)
     expect(code == EXIT_FAILED and "plugged in" in migration.output(),
-           f"expected exit code 1 and a word of the memory plugged in while {phase}; got {code}: {migration.output()[-1500:]}")
+           f"expected exit code 1 and a word of the memory (while {phase}); got {code}: {migration.output()[-1500:]}")
     expect(world.watch("a") == "running", f"expected the guest to run; QEMU says {world.watch('a')}")
     refused.files.add(plugged)
     refused.expect_nothing_left()
