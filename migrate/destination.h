@@ -16,6 +16,7 @@
 #include "migrate/incoming.h"
 #include "migrate/ownership.h"
 #include "migrate/page/page.h"
+#include "migrate/prefault.h"
 #include "migrate/record.h"
 #include "migrate/resolve.h"
 #include "migrate/responder.h"
@@ -51,7 +52,8 @@ struct incoming {
     struct channel *channel; /* NULL while the source is gone */
     struct transport *transport;
     struct page_target target;
-    unsigned advised; /* extents that were to get huge pages */
+    unsigned advised;          /* extents that were to get huge pages */
+    struct prefault *prefault; /* in the first round */
     struct ownership ownership;
     struct record *record;
     bool is_durable; /* "may have started" is on disk: nothing is loaded before */

@@ -48,6 +48,8 @@ static void discard(struct incoming *in, const struct error *why)
     if (in->channel && !was_prepared)
         channel_send_text(in->channel, MESSAGE_ERROR, why->text, &(struct error){0});
     destination_close_lanes(in);
+    prefault_stop(in->prefault);
+    in->prefault = NULL;
     pthread_mutex_lock(&in->lock);
     struct guest *guest = in->guest;
     in->guest = NULL;

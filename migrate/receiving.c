@@ -326,6 +326,7 @@ static int advise(struct incoming *in, const struct extents_message *m, struct e
             e->offset % GUEST_PAGE_SIZE)
             return error_set(err, EPROTO, "the source announces memory beyond the end of region %s",
                              region->name);
+        prefault_add(in->prefault, m->region, e);
         if (in->advised == PROTO_MAX_ANNOUNCED)
             continue;
         in->advised++;
@@ -338,7 +339,8 @@ static int advise(struct incoming *in, const struct extents_message *m, struct e
 static int receive_extents(struct incoming *in, struct error *err)
 {
     struct extents_message *extents = malloc(sizeof(*extents));
-    int result = extents ? 0 : error_set(err, ENOMEM, "no memory for the guest's extents");
+    int result = extents ? prefault_new(in->target.regions, in->target.count, &in->prefault, err)
+                         : error_set(err, ENOMEM, "no memory for the guest's extents");
 
     while (!result) {
         struct message m;
@@ -353,6 +355,8 @@ static int receive_extents(struct incoming *in, struct error *err)
             break;
     }
     free(extents);
+    if (!result)
+        prefault_start(in->prefault);
     return result;
 }
 
@@ -393,6 +397,10 @@ static int on_round(struct incoming *in, const struct message *m, struct error *
     struct round_message round;
     int result = round_decode(m, &round, err);
 
+    if (!result && round.number > 0) {
+        prefault_stop(in->prefault);
+        in->prefault = NULL;
+    }
     if (!result)
         destination_say(in, round.paused ? "switchover" : "round %u: %llu pages", round.number,
                         (unsigned long long)round.pages);
