@@ -148,7 +148,7 @@ static const struct real_comparison {
     {"the same, waiting", RICH "-incoming defer", {NULL}},
     {"a device more", RICH "-device virtio-rng-pci", {"(virtio-rng-pci) that the guest"}},
     {"a serial port more", RICH "-serial null", {"(isa-serial) that the guest"}},
-    {"another vga", RICH "-vga cirrus", {"VGA at pcie.0 "}},
+    {"another vga", RICH "-vga cirrus", {"device VGA (VGA) is missing", "device cirrus-vga"}},
     {"another model", RICH "-cpu max", {"processor is qemu64-x86_64-cpu and here it is max"}},
     {"less of a model", RICH "-cpu qemu64,-sse3", {"CPUID 0x1.0 ECX bits 0x1"}},
     {"more vCPUs", RICH "-smp 3,maxcpus=4", {"-smp 2"}},

@@ -9,7 +9,7 @@
 
 #include "transport/base/clock.h"
 
-#define STREAM_NAME "wander-state" /* what QEMU knows its end of the stream as */
+#define STREAM_NAME "w" /* what QEMU knows its end of the stream as */
 
 enum {
     STREAM_BUFFER = 4 << 20,
@@ -68,8 +68,22 @@ static int await_news(struct qmp *q, struct error *err)
     return ret >= 0 || ret == -ETIMEDOUT ? 0 : error_set(err, own.code, "%s", own.text);
 }
 
+/* As a rule QEMU has said so before the stream ends: a question less. */
+static bool has_said_completed(struct qmp *q, struct standing *out)
+{
+    cJSON *data = NULL;
+
+    *out = (struct standing){0};
+    if (qmp_seen(q, migration_events[0], &data))
+        copy_text(out->status, sizeof(out->status), data, "status");
+    cJSON_Delete(data);
+    return strcmp(out->status, "completed") == 0;
+}
+
 static int await_end(struct qmp *q, struct standing *out, uint64_t deadline, struct error *err)
 {
+    if (has_said_completed(q, out))
+        return 0;
     int ret = ask_standing(q, out, err);
 
     while (ret == 0 && (!is_over(out) || !out->status[0])) {
@@ -139,6 +153,8 @@ static int start_stream(struct qmp *q, const char *command, int *ours, struct er
 
     if (ret < 0)
         return ret;
+    qmp_seen(q, migration_events[0], NULL);
+    qmp_forget(q, migration_events[0]);
     ret = qmp_call(q, NULL, err, command, "{'uri': 'fd:%s'}", STREAM_NAME);
     if (ret == 0)
         return 0;
@@ -233,11 +249,7 @@ int qemu_state_save(struct qmp *q, struct guest_state *out, struct error *err)
     if (ret < 0)
         qemu_state_abandon(q, NULL);
     close(stream);
-    if (ret == 0)
-        ret = expect_completed(&standing, "save", err);
-    if (ret == 0)
-        ret = await_settled(q, deadline, err);
-    return ret;
+    return ret == 0 ? expect_completed(&standing, "save", err) : ret;
 }
 
 /* What a QEMU may be in once it has a guest that must not run yet: what the source's was in. */

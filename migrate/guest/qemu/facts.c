@@ -33,8 +33,8 @@ char *facts_device_name(const cJSON *device, char *out, size_t size)
 {
     const char *id = json_text(device, "id"), *address = json_text(device, "address");
 
-    if (id[0])
-        snprintf(out, size, "%s", id);
+    if (id[0] || !json_text(device, "bus")[0])
+        snprintf(out, size, "%s", id[0] ? id : json_text(device, "type"));
     else
         snprintf(out, size, "%s at %s%s%s", json_text(device, "type"), json_text(device, "bus"),
                  address[0] ? " " : "", address);

@@ -185,8 +185,8 @@ static int gather_place(struct qmp *q, const char *path, char *out, size_t size,
     return ret;
 }
 
-/* Where QEMU keeps devices. Those of the board count when they sit on a bus: what -vga, -nic and
- * -serial make is among them. */
+/* Where QEMU keeps devices. What -vga, -nic and -serial make is among those of the board, of which
+ * only the kinds and their number are asked: there are many, and each question takes its time. */
 static const struct shelf {
     const char *path;
     bool named, board;
@@ -203,12 +203,12 @@ static int gather_device(struct qmp *q, const struct shelf *shelf, const char *n
     int ret;
 
     snprintf(path, sizeof path, "%s/%s", shelf->path, name);
-    if ((ret = qom_get_text(q, path, "parent_bus", bus, sizeof bus, err)) < 0)
+    if (shelf->board) {
+        bus[0] = place[0] = '\0';
+    } else if ((ret = qom_get_text(q, path, "parent_bus", bus, sizeof bus, err)) < 0 ||
+               (ret = gather_place(q, path, place, sizeof place, err)) < 0) {
         return ret;
-    if (shelf->board && !bus[0])
-        return 0;
-    if ((ret = gather_place(q, path, place, sizeof place, err)) < 0)
-        return ret;
+    }
     cJSON *device = cJSON_CreateObject();
     add_text(device, "id", shelf->named ? name : "");
     add_text(device, "type", type);
@@ -223,7 +223,8 @@ static int gather_device(struct qmp *q, const struct shelf *shelf, const char *n
 static bool parse_child(const cJSON *property, char type[128])
 {
     return sscanf(json_text(property, "type"), "child<%127[^>]>", type) == 1 &&
-           strcmp(type, "irq") != 0 && strcmp(type, "memory-region") != 0;
+           strcmp(type, "irq") != 0 && strcmp(type, "memory-region") != 0 &&
+           !strstr(type, "-cpu") && !strstr(type, "apic"); /* vCPUs are counted by themselves */
 }
 
 static int gather_shelf(struct qmp *q, const struct shelf *shelf, cJSON *devices, struct error *err)

@@ -162,10 +162,10 @@ static int let_run(struct qemu *q, struct error *err)
  * it is. */
 static void announce(struct qemu *q)
 {
+    cJSON *rounds = cJSON_Parse("{\"initial\": 50, \"max\": 550, \"rounds\": 5, \"step\": 100}");
     struct error err = {0};
 
-    if (qmp_call(q->qmp, NULL, &err, "announce-self",
-                 "{'initial': 50, 'max': 550, 'rounds': 5, 'step': 100}"))
+    if (qmp_post(q->qmp, "announce-self", rounds, &err))
         log_line(LOG_WARNING, "guest %s: its network is not told where it runs: %s", q->name,
                  err.text);
 }
@@ -176,7 +176,10 @@ static int qemu_resume(struct guest *g, struct error *err)
 
     if (!atomic_load(&q->paused))
         return 0;
-    int result = let_run(q, err);
+    bool saved = q->disks_let_go && !q->arriving;
+    int result = saved ? qemu_state_abandon(q->qmp, err) : 0;
+    if (!result)
+        result = let_run(q, err);
     if (result)
         return result;
     atomic_store(&q->resumed_at, clock_now());

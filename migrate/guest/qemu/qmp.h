@@ -35,6 +35,8 @@ int qmp_socket(const struct qmp *q);
  * later call says so. Any thread: calls wait for one another. */
 int qmp_command(struct qmp *q, const char *command, cJSON *arguments, int fd, int timeout_ms,
                 cJSON **out, struct error *err);
+/* Sends a command whose answer nobody waits for. `arguments` is taken, and may be NULL. */
+int qmp_post(struct qmp *q, const char *command, cJSON *arguments, struct error *err);
 /* As qmp_command with QMP_TIMEOUT_MS and no file; `format` is JSON with printf's conversions
  * ("{'id': %d}", where ' is written for "), or NULL. For arguments without foreign text. */
 int qmp_call(struct qmp *q, cJSON **out, struct error *err, const char *command, const char *format,
