@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hosts import Failure, Process, Receiver, expect, free_port, listens, wait_until
 
-PROGRAM = "qemu-system-x86_64"
+PROGRAM = os.environ.get("WANDER_QEMU", "qemu-system-x86_64")
 BOOT_SECONDS = 60
 MAC = "52:54:00:88:00:02"
 LINE = re.compile(r"wander-linux: (\S+)((?: \w+=\S+)*)")
@@ -37,14 +37,15 @@ class Side:
 
 class Machine:
     """The same guest wherever it is. `load`: {"ram": MiB, "ram_rate": pages/s, "disk": MiB, "disk_rate": blocks/s,
-    "readers": threads that read the MiB behind it, "echo": port, "tick": ms}; `disk`: its image; `extra`: more arguments
-    for QEMU."""
+    "readers": threads that read the MiB behind it, "echo": port, "tick": ms}; `disk`: its image; `board`: the machine
+    type; `programs`: the QEMU to start, by a side's name, where it is not PROGRAM; `extra`: more arguments for QEMU."""
 
     def __init__(self, image, memory_mib=256, vcpus=1, accel="tcg", load=None, disk=None, disk_format="raw", cache="none",
-                 address=None, name="linux", extra=()):
+                 address=None, name="linux", board="q35", programs=None, extra=()):
         self.image, self.memory_mib, self.vcpus, self.accel, self.name = image, memory_mib, vcpus, accel, name
         self.load, self.address, self.extra = dict(load or {}), address, list(map(str, extra))
         self.disk, self.disk_format, self.cache = disk, disk_format, cache
+        self.board, self.programs = board, programs or {}
         if not disk:
             self.load["disk"] = 0
 
@@ -55,8 +56,9 @@ class Machine:
     def argv(self, side):
         """QEMU's command line at one end; all that a destination needs but -incoming."""
         size = f"{self.memory_mib}M"
-        return [PROGRAM, "-name", self.name, "-nodefaults", "-display", "none", "-no-reboot", "-accel", self.accel,
-                "-cpu", "host" if self.accel == "kvm" else "max", "-machine", "q35,memory-backend=ram",
+        program = str(self.programs.get(side.name, PROGRAM))
+        return [program, "-name", self.name, "-nodefaults", "-display", "none", "-no-reboot", "-accel", self.accel,
+                "-cpu", "host" if self.accel == "kvm" else "max", "-machine", f"{self.board},memory-backend=ram",
                 "-smp", str(self.vcpus), "-m", size,
                 "-object", f"memory-backend-file,id=ram,size={size},mem-path={side.ram},share=on",
                 "-kernel", str(self.image / "kernel"), "-initrd", str(self.image / "initramfs"),
