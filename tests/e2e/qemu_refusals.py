@@ -315,7 +315,8 @@ def native_where_it_arrived(context):
         if done.returncode == EXIT_FAILED:
             return refused.expect_refused(done, "aio=native", "aio=threads")
         expect(done.returncode == EXIT_MIGRATED, f"expected exit code 0 or 1; got {done.returncode}: {done.stderr}")
-        again = world.host("b").run("migrate", "linux", nowhere())
+        back = machine.receive(world.host("a"), world.machine, world.sides["a"])
+        again = world.host("b").run("migrate", "linux", back.uri, seconds=PROMPT)
         expect(again.returncode == EXIT_FAILED and "aio=threads" in again.stderr,
                f"expected a word of aio=threads; got {again.returncode}: {again.stderr}")
         return expect(world.watch("b") == "running", "expected the guest to run on")
