@@ -4,20 +4,20 @@
  *     HELLO(new, versions, token, epoch, lanes) -->
  *                                               <-- WELCOME(version) | REFUSE(reasons)
  *     GUEST(description)                        -->
- *                                               <-- ACCEPT(lane port, session port) | REFUSE(all
- * reasons) EXTENTS* (last one flagged)               -->     lanes are opened now ROUND(number) ...
- * pages on the lanes     --> PREPARE                                   -->     "may start" is on
- * disk now
+ *                                               <-- ACCEPT(ports) | REFUSE(all reasons)
+ *     EXTENTS* (last one flagged)               -->     lanes are opened now
+ *     ROUND(number) ... pages on the lanes      -->
+ *     PREPARE                                   -->     "may start" is on disk now
  *                                               <-- READY
  *     --- the guest is paused ---
- *     STATE, last pages and their fence, LOAD   -->     state loaded, read back, compared
+ *     STATE, last pages and their fence         -->
+ *     VERIFY(range)                             -->     with --verify, repeated
+ *                                               <-- HASHES
+ *     LOAD                                      -->     state loaded and checked
  *                                               <-- PREPARED
- *     VERIFY(range)                             -->
- *                                               <-- HASHES                   (with --verify,
- * repeated)
  *     --- COMMITTING is recorded ---
  *     COMMIT                                    -->     STARTING is recorded, the guest runs,
- * STARTED is recorded
+ *                                                       STARTED is recorded
  *                                               <-- RUNNING | ABORTED(why)
  *     --- RELEASED ---
  *     RELEASE                                   -->     the record may go

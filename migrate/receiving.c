@@ -10,6 +10,7 @@
 
 #include "migrate/exchange.h"
 #include "migrate/preflight.h"
+#include "migrate/verify.h"
 #include "transport/base/clock.h"
 #include "transport/base/wire.h"
 
@@ -446,6 +447,31 @@ static int on_load(struct incoming *in, struct error *err)
     return 1;
 }
 
+static int on_verify(struct incoming *in, const struct message *m, struct error *err)
+{
+    struct verify_message request;
+    uint64_t *hashes = NULL;
+    uint8_t *body = NULL;
+    int result = verify_decode(m, &request, err);
+
+    if (result)
+        return result;
+    hashes = malloc(request.count * sizeof(*hashes));
+    body = malloc(request.count * sizeof(*hashes));
+    result = hashes && body ? verify_hash(in->guest, &request, hashes, err)
+                            : error_set(err, ENOMEM, "no memory for hashes");
+    if (!result) {
+        struct wire_writer w = wire_writer(body, request.count * sizeof(*hashes));
+        for (uint32_t i = 0; i < request.count; i++)
+            wire_put_u64(&w, hashes[i]);
+        result =
+            channel_send(in->channel, MESSAGE_HASHES, body, request.count * sizeof(*hashes), err);
+    }
+    free(hashes);
+    free(body);
+    return result;
+}
+
 static int handle(struct incoming *in, struct message *m, struct error *err)
 {
     switch (m->type) {
@@ -455,10 +481,12 @@ static int handle(struct incoming *in, struct message *m, struct error *err)
         return on_prepare(in, err);
     case MESSAGE_STATE:
         return on_state(in, m, err);
+    case MESSAGE_VERIFY:
+        return on_verify(in, m, err);
     case MESSAGE_LOAD:
         return on_load(in, err);
     default:
-        return message_unexpected(m, "ROUND, STATE or LOAD", err);
+        return message_unexpected(m, "ROUND, STATE, VERIFY or LOAD", err);
     }
 }
 

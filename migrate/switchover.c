@@ -174,10 +174,10 @@ int source_switch_over(struct migration *m, const struct policy_decision *decisi
     if (!look_first && !fits(m, decision))
         return resume_for_another_round(m, err);
     result = send_last_round(m, err);
+    if (!result) /* before the load: KVM itself writes the guest's clock page in it */
+        result = verify(m, err);
     if (!result)
         result = load_there(m, err);
-    if (!result)
-        result = verify(m, err);
     m->prepared_at = clock_now();
     return result;
 }
