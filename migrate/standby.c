@@ -9,15 +9,14 @@
 #include <unistd.h>
 
 #include "migrate/exchange.h"
-#include "migrate/verify.h"
 #include "transport/base/clock.h"
 #include "transport/base/log.h"
 #include "transport/base/wire.h"
 
 enum { ASK_EVERY_MS = 1000, ASK_MS = 1500, SEE_OFF_MS = 10000, GAP_MS = 500, QUIET_MS = 100 };
 
-/* -ECONNABORTED: it cannot be started, and that is recorded. Other errors: nothing is decided, and
- * it may be tried again. */
+/* -ECONNABORTED: it cannot be started, and that is recorded. -EINPROGRESS: it may run, or not; it
+ * stays STARTING. Other errors: nothing is decided. After both it may be tried again. */
 static int start_guest(struct incoming *in, struct error *err)
 {
     uint64_t started = clock_now();
@@ -34,7 +33,10 @@ static int start_guest(struct incoming *in, struct error *err)
         result = ownership_move(&in->ownership, OWNERSHIP_PREPARED, OWNERSHIP_STARTING, err);
     if (result)
         return result;
-    if (in->guest->ops->resume(in->guest, &local)) {
+    result = in->guest->ops->resume(in->guest, &local);
+    if (result == -EINPROGRESS)
+        return error_set(err, EINPROGRESS, "%s", local.text);
+    if (result) {
         result = ownership_move(&in->ownership, OWNERSHIP_STARTING, OWNERSHIP_ABORTED, err);
         return result
                    ? result
@@ -62,41 +64,19 @@ static void say_aborted(struct incoming *in, const char *why)
         channel_send_text(in->channel, MESSAGE_ABORTED, why, &(struct error){0});
 }
 
+/* The guest ends first: one whose start was begun might go on with it. */
 static int abort_guest(struct incoming *in, const char *why, struct error *err)
 {
-    enum ownership_state now =
-        ownership_get(&in->ownership); /* STARTING, when a start failed and that was not recorded */
-    int result = ownership_move(&in->ownership, now, OWNERSHIP_ABORTED, err);
+    const struct guest_ops *ops = in->guest->ops;
+    enum ownership_state now = ownership_get(&in->ownership); /* PREPARED, or a start is open */
+    int result = ops->kill ? ops->kill(in->guest, err) : 0;
 
+    if (!result)
+        result = ownership_move(&in->ownership, now, OWNERSHIP_ABORTED, err);
     if (result)
         return result;
     say_aborted(in, why);
     return error_set(err, ECONNABORTED, "%s", why);
-}
-
-static int on_verify(struct incoming *in, const struct message *m, struct error *err)
-{
-    struct verify_message request;
-    uint64_t *hashes = NULL;
-    uint8_t *body = NULL;
-    int result = verify_decode(m, &request, err);
-
-    if (result)
-        return result;
-    hashes = malloc(request.count * sizeof(*hashes));
-    body = malloc(request.count * sizeof(*hashes));
-    result = hashes && body ? verify_hash(in->guest, &request, hashes, err)
-                            : error_set(err, ENOMEM, "no memory for hashes");
-    if (!result) {
-        struct wire_writer w = wire_writer(body, request.count * sizeof(*hashes));
-        for (uint32_t i = 0; i < request.count; i++)
-            wire_put_u64(&w, hashes[i]);
-        result =
-            channel_send(in->channel, MESSAGE_HASHES, body, request.count * sizeof(*hashes), err);
-    }
-    free(hashes);
-    free(body);
-    return result;
 }
 
 /* What could not be recorded has not happened: the guest stays prepared, and whoever wanted it says
@@ -105,7 +85,7 @@ static int if_recorded(int result, struct error *err)
 {
     if (result == 0 || result == -ECONNABORTED)
         return result;
-    log_line(LOG_ERROR, "the guest stays prepared: %s", err->text);
+    log_line(LOG_ERROR, "the guest's fate stays open: %s", err->text);
     error_clear(err);
     return 1;
 }
@@ -124,7 +104,6 @@ static int start_and_say(struct incoming *in, struct error *err)
 /* 1: go on waiting; 0: STARTED; -ECONNABORTED: ABORTED. */
 static int on_message(struct incoming *in, const struct message *m, struct error *err)
 {
-    struct error local = {0};
     char why[ERROR_TEXT_SIZE / 2];
 
     switch (m->type) {
@@ -132,10 +111,6 @@ static int on_message(struct incoming *in, const struct message *m, struct error
         return if_recorded(start_and_say(in, err), err);
     case MESSAGE_ABORT:
         return if_recorded(abort_guest(in, message_text(m, why, sizeof(why)), err), err);
-    case MESSAGE_VERIFY:
-        if (on_verify(in, m, &local))
-            log_line(LOG_WARNING, "verification: %s", local.text);
-        return 1;
     default:
         log_line(LOG_WARNING, "%s is no message for a prepared guest", message_name(m->type));
         return 1;

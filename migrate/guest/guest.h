@@ -143,7 +143,9 @@ struct guest_ops {
     /* Stops all vCPUs; returns when not one instruction can run any more. Idempotent. Blocks for
      * milliseconds, -ETIMEDOUT after 2 s. */
     int (*pause)(struct guest *g, struct error *err);
-    /* Lets them run. Idempotent. On an incoming guest: the first instruction on this host. */
+    /* Lets them run. Idempotent. On an incoming guest: the first instruction on this host;
+     * -EINPROGRESS when it cannot be told whether it runs (it may be asked again). Any other error
+     * is certain: not one instruction ran, nor will it. */
     int (*resume)(struct guest *g, struct error *err);
     bool (*paused)(struct guest *g); /* any thread */
     /* CLOCK_MONOTONIC, ns, of the moment the first vCPU set out after the newest resume; 0 while
@@ -188,6 +190,9 @@ struct guest_ops {
     /* A descriptor that becomes readable once the guest has ended by itself; the guest's own. May
      * be NULL: it ends with its process. */
     int (*end_event)(struct guest *g);
+    /* Makes certain that not one instruction runs here any more, nor will; only destroy may follow.
+     * May be NULL: a paused guest stays so. -ETIMEDOUT: it is not certain. */
+    int (*kill)(struct guest *g, struct error *err);
     /* Frees `g` and leaves the guest to itself as it is. May be NULL: it lives in this process. */
     void (*detach)(struct guest *g);
     /* Ends and frees the guest, RAM included. Blocks (seconds for large guests). */

@@ -25,7 +25,8 @@ struct qemu {
     struct qemu_process process;
     struct qemu_memory memory;
     struct qemu_facts *facts;
-    bool arriving; /* the other end has it, and it never ran here */
+    bool start_is_open; /* it was told to start, and has not answered */
+    bool arriving;      /* the other end has it, and it never ran here */
 
     atomic_bool paused;
     atomic_uint_least64_t resumed_at;

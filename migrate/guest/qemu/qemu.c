@@ -151,10 +151,48 @@ static int let_run(struct qemu *q, struct error *err)
         if (i > 0)
             clock_sleep_until(clock_now() + LOCK_RETRY_MS * NS_PER_MS);
         error_clear(err);
-        result = qmp_command(q->qmp, "cont", NULL, -1, STOP_MS, NULL, err);
+        result = qmp_command(q->qmp, "cont", NULL, -1, QMP_TIMEOUT_MS, NULL, err);
         if (!strstr(err->text, "lock"))
             break;
     }
+    return result;
+}
+
+/* Whether it runs, over a connection of its own: the one there was is dead. */
+static int ask_whether_running(struct qemu *q, bool *running, struct error *err)
+{
+    cJSON *status = NULL;
+
+    qmp_close(q->qmp);
+    q->qmp = NULL;
+    int result = qmp_connect(q->monitor, &q->qmp, err);
+    if (!result)
+        result = qmp_call(q->qmp, &status, err, "query-status", NULL);
+    *running = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(status, "running"));
+    cJSON_Delete(status);
+    return result;
+}
+
+/* The first instruction here. A `cont` that QEMU was told and did not answer may have been carried
+ * out: then only QEMU itself can say. */
+static int start(struct qemu *q, struct error *err)
+{
+    bool running = false;
+    int result = 0;
+
+    if (q->start_is_open)
+        result = ask_whether_running(q, &running, err);
+    else if (!qemu_process_alive(&q->process) || qmp_lost(q->qmp))
+        return error_set(err, ECONNRESET, "its QEMU has ended");
+    if (!result && !running) {
+        q->start_is_open = true;
+        result = let_run(q, err);
+    }
+    if (result && result != -EREMOTEIO) {
+        error_prefix(err, "QEMU was told to start the guest and does not answer");
+        return -EINPROGRESS;
+    }
+    q->start_is_open = false;
     return result;
 }
 
@@ -179,7 +217,7 @@ static int qemu_resume(struct guest *g, struct error *err)
     bool saved = q->disks_let_go && !q->arriving;
     int result = saved ? qemu_state_abandon(q->qmp, err) : 0;
     if (!result)
-        result = let_run(q, err);
+        result = q->arriving ? start(q, err) : let_run(q, err);
     if (result)
         return result;
     atomic_store(&q->resumed_at, clock_now());
@@ -306,6 +344,11 @@ static void qemu_detach(struct guest *g)
     qemu_free(qemu_of(g));
 }
 
+static int qemu_kill(struct guest *g, struct error *err)
+{
+    return qemu_process_end(&qemu_of(g)->process, true, QEMU_KILL_MS, err);
+}
+
 static void qemu_destroy(struct guest *g)
 {
     struct qemu *q = qemu_of(g);
@@ -316,7 +359,7 @@ static void qemu_destroy(struct guest *g)
     /* From here on it is to end, whatever becomes of us. */
     if (q->guardian)
         guardian_say(q->guardian, GUARDIAN_KILL);
-    bool asked = qmp_call(q->qmp, NULL, &err, "quit", NULL) == 0;
+    bool asked = !qmp_lost(q->qmp) && qmp_call(q->qmp, NULL, &err, "quit", NULL) == 0;
     if (!asked || qemu_process_end(&q->process, false, QUIT_MS, &err))
         qemu_process_end(&q->process, true, QEMU_KILL_MS, &err);
     if (qemu_process_alive(&q->process))
@@ -347,6 +390,7 @@ static const struct guest_ops qemu_ops = {
     .entrust = qemu_entrust,
     .monitor = qemu_monitor,
     .end_event = qemu_end_event,
+    .kill = qemu_kill,
     .detach = qemu_detach,
     .destroy = qemu_destroy,
 };

@@ -396,8 +396,10 @@ int qmp_await(struct qmp *q, const char *const *events, int timeout_ms, struct e
 
 bool qmp_lost(struct qmp *q)
 {
-    struct pollfd ready = {.fd = q->socket, .events = POLLRDHUP};
+    struct pollfd ready = {.fd = q ? q->socket : -1, .events = POLLRDHUP};
 
+    if (!q)
+        return true;
     return poll(&ready, 1, 0) > 0 && ready.revents & (POLLRDHUP | POLLHUP | POLLERR);
 }
 

@@ -50,7 +50,7 @@ void qmp_forget(struct qmp *q, const char *event);
 /* Waits until an event of one of these names (NULL-terminated) has come since it was forgotten;
  * returns its index. -ETIMEDOUT, -ECONNRESET. */
 int qmp_await(struct qmp *q, const char *const *events, int timeout_ms, struct error *err);
-/* True once QEMU has closed the connection. Does not wait. Any thread. */
+/* True once QEMU has closed the connection, and for NULL. Does not wait. Any thread. */
 bool qmp_lost(struct qmp *q);
 
 void qmp_close(struct qmp *q); /* NULL is fine */
