@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hosts import Failure, Process, Receiver, expect, free_port, listens, wait_until
 
-PROGRAM = os.environ.get("WANDER_QEMU", "qemu-system-x86_64")
+PROGRAM = "qemu-system-x86_64"
 BOOT_SECONDS = 60
 MAC = "52:54:00:88:00:02"
 LINE = re.compile(r"wander-linux: (\S+)((?: \w+=\S+)*)")

@@ -15,7 +15,7 @@
 #include "migrate/guest/qemu/qmp.h"
 #include "transport/base/clock.h"
 
-#define FIXTURE_QEMU    "/usr/bin/qemu-system-x86_64"
+#define FIXTURE_QEMU    "qemu-system-x86_64"
 #define FIXTURE_WAIT_MS 60000
 
 struct fixture_qemu {
@@ -71,7 +71,7 @@ static inline void fixture_start(struct fixture_qemu *f, const char *arguments)
     struct error err = {0};
     char log[2048];
 
-    if (access(FIXTURE_QEMU, X_OK) < 0)
+    if (system("command -v " FIXTURE_QEMU " >/dev/null 2>&1") != 0)
         cr_skip_test("skipped: " FIXTURE_QEMU " is not installed");
     fixture_folder(f);
     snprintf(f->socket, sizeof f->socket, "%s/qmp.sock", f->folder);
