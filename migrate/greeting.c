@@ -130,7 +130,7 @@ static int make_record(struct migration *m, struct error *err)
     memcpy(content.guest_name, m->measurement.guest_name, sizeof(content.guest_name));
     snprintf(content.guest_kind, sizeof(content.guest_kind), "%s", m->guest->ops->kind);
     if (m->guest->ops->monitor)
-        snprintf(content.monitor, sizeof(content.monitor), "%s", m->guest->ops->monitor(m->guest));
+        content.monitor = *m->guest->ops->monitor(m->guest);
     int result = record_create(&content, &m->record, err);
     if (!result)
         ownership_attach(&m->ownership, m->record);

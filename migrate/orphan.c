@@ -91,7 +91,7 @@ int orphan_resolve(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum resolve_actio
     else if (against)
         result = error_set(err, EBUSY, "%s", against);
     else
-        result = kind->settle(content.monitor, action == RESOLVE_RESUME, err);
+        result = kind->settle(&content.monitor, action == RESOLVE_RESUME, err);
     bool gone = result == -ENOENT || result == -ECONNREFUSED;
     if (result && !(gone && action == RESOLVE_DESTROY)) {
         record_release(record);
@@ -116,11 +116,13 @@ bool orphan_was_kept(const uint8_t token[TRANSPORT_TOKEN_SIZE])
     return content.state == OWNERSHIP_OWNER;
 }
 
-static void forget(void *monitor, struct record *record, const struct record_content *content)
+static void forget(void *context, struct record *record, const struct record_content *content)
 {
+    const struct guest_monitor *monitor = context;
     struct error err = {0};
 
-    if (strcmp(content->monitor, monitor) != 0 || content->state != OWNERSHIP_OWNER) {
+    if (content->monitor.pid != monitor->pid || content->monitor.born != monitor->born ||
+        content->state != OWNERSHIP_OWNER) {
         record_release(record);
         return;
     }
@@ -133,7 +135,7 @@ static void forget(void *monitor, struct record *record, const struct record_con
     record_remove(record);
 }
 
-void orphan_forget(const char *monitor)
+void orphan_forget(const struct guest_monitor *monitor)
 {
     record_adopt_all(RECORD_SOURCE, forget, (void *)monitor);
 }

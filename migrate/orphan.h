@@ -23,6 +23,6 @@ bool orphan_was_kept(const uint8_t token[TRANSPORT_TOKEN_SIZE]);
  * `monitor` that it was kept: what waits there is given up, and the records here are removed. For
  * whoever is about to move that guest, which runs. Best effort; blocks up to a few seconds for
  * each. */
-void orphan_forget(const char *monitor);
+void orphan_forget(const struct guest_monitor *monitor);
 
 #endif

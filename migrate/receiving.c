@@ -258,8 +258,7 @@ static int make_record(struct incoming *in, const char *guest_name, struct error
     memcpy(content.guest_name, guest_name, sizeof(content.guest_name));
     snprintf(content.guest_kind, sizeof(content.guest_kind), "%s", in->guest->ops->kind);
     if (in->guest->ops->monitor)
-        snprintf(content.monitor, sizeof(content.monitor), "%s",
-                 in->guest->ops->monitor(in->guest));
+        content.monitor = *in->guest->ops->monitor(in->guest);
     int result = record_create(&content, &in->record, err);
     if (!result)
         ownership_attach(&in->ownership, in->record);

@@ -81,8 +81,11 @@ static int encode(const struct record_content *c, char out[RECORD_SIZE], struct 
     cJSON_AddStringToObject(json, "guest", c->guest_name);
     cJSON_AddStringToObject(json, "state", ownership_name(c->state));
     cJSON_AddStringToObject(json, "kind", c->guest_kind);
-    if (c->monitor[0])
-        cJSON_AddStringToObject(json, "monitor", c->monitor);
+    if (c->monitor.path[0]) {
+        cJSON_AddStringToObject(json, "monitor", c->monitor.path);
+        cJSON_AddNumberToObject(json, "guest_pid", c->monitor.pid);
+        cJSON_AddNumberToObject(json, "guest_born", (double)c->monitor.born);
+    }
     cJSON_AddBoolToObject(json, "uncertain", c->uncertain);
     cJSON_AddStringToObject(json, "boot_id", c->boot_id);
     cJSON_AddStringToObject(json, "peer", address_format(&c->peer, peer, sizeof(peer)));
@@ -121,6 +124,13 @@ static void read_text(const cJSON *json, const char *key, char *out, size_t size
     snprintf(out, size, "%s", text ? text : "");
 }
 
+static double read_number(const cJSON *json, const char *key)
+{
+    const cJSON *number = cJSON_GetObjectItem(json, key);
+
+    return cJSON_IsNumber(number) && number->valuedouble > 0 ? number->valuedouble : 0;
+}
+
 static void read_address(const cJSON *json, const char *key, struct address *out)
 {
     const char *text = cJSON_GetStringValue(cJSON_GetObjectItem(json, key));
@@ -147,7 +157,9 @@ static bool read_record(int file, struct record_content *c)
         strcpy(c->boot_id, boot);
         read_text(json, "guest", c->guest_name, sizeof(c->guest_name));
         read_text(json, "kind", c->guest_kind, sizeof(c->guest_kind));
-        read_text(json, "monitor", c->monitor, sizeof(c->monitor));
+        read_text(json, "monitor", c->monitor.path, sizeof(c->monitor.path));
+        c->monitor.pid = (int32_t)read_number(json, "guest_pid");
+        c->monitor.born = (uint64_t)read_number(json, "guest_born");
         read_address(json, "peer", &c->peer);
         read_address(json, "peer_main", &c->peer_main);
     }
@@ -342,7 +354,7 @@ static bool guest_runs(const struct record_content *c)
 {
     const struct guest_kind *kind = guest_kind_find(c->guest_kind);
 
-    return kind && kind->runs && kind->runs(c->monitor);
+    return kind && kind->runs && kind->runs(&c->monitor);
 }
 
 /* The verdict on a record whose process is gone; several may reach it at once, and all write the

@@ -28,9 +28,9 @@ struct record_content {
     enum record_role role;
     char guest_name[GUEST_NAME_SIZE];
     char guest_kind[GUEST_KIND_SIZE];
-    char monitor[GUEST_MONITOR_SIZE]; /* the guest's QMP socket; "": it ends with its process */
-    struct address peer;              /* where the other side answers: session port */
-    struct address peer_main;         /* the listener at the destination; empty host: none */
+    struct guest_monitor monitor; /* path "": it ends with its process */
+    struct address peer;          /* where the other side answers: session port */
+    struct address peer_main;     /* the listener at the destination; empty host: none */
     enum ownership_state state;
     bool uncertain; /* durable: the guest may have been committed or started after this */
     char boot_id[BOOT_ID_SIZE];

@@ -60,11 +60,21 @@ static int say_error(const struct error *err)
     return EXIT_CODE_FAILED;
 }
 
+static void say_notes(struct reasons *notes)
+{
+    char *next, *line = notes->text ? strtok_r(notes->text, "\n", &next) : NULL;
+
+    for (; line; line = strtok_r(NULL, "\n", &next))
+        dprintf(ATTACH_LIFELINE, "note %s\n", line);
+    reasons_free(notes);
+}
+
 static int run(const struct cli_command *self, int argc, char **argv)
 {
     const char *arguments[CLI_MAX_ARGUMENTS];
     struct name_claim claim;
     struct guest_description facts = {0};
+    struct reasons notes = {0};
     struct guest *guest;
     struct error err = {0};
     int code = cli_begin(self, argc, argv, NULL, arguments);
@@ -73,7 +83,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
         return code;
     if (fcntl(ATTACH_LIFELINE, F_SETFD, FD_CLOEXEC) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "this is started by wander migrate, not by hand");
-    if (qemu_guest_attach(arguments[0], &guest, &err) < 0)
+    if (qemu_guest_attach(arguments[0], &guest, &notes, &err) < 0)
         return say_error(&err);
     if (guest->ops->describe(guest, &facts, &err) < 0 || take_name(facts.name, &claim, &err) < 0) {
         guest->ops->detach(guest);
@@ -86,6 +96,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     char name[GUEST_NAME_SIZE];
     memcpy(name, claim.name, sizeof(name));
     use_log(&claim);
+    say_notes(&notes);
     dprintf(ATTACH_LIFELINE, "guest %s\n", name);
     code = guest_process_attached(&claim, guest, ATTACH_LIFELINE);
     remove_log(directory, name);

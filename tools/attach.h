@@ -6,8 +6,9 @@
 
 #include "migrate/guest/guest.h"
 
-/* A descriptor that `wander attach` is born with: one line goes out, "guest NAME" or "error TEXT";
- * that it is closed at the other end says that nobody waits any more. */
+/* A descriptor that `wander attach` is born with. Lines go out: "note TEXT" any number of times,
+ * then "guest NAME" or "error TEXT". That it is closed at the other end says that nobody waits any
+ * more. */
 enum { ATTACH_LIFELINE = 3 };
 
 /* Whether a guest is called so. */

@@ -27,7 +27,10 @@ bool attach_is_monitor(const char *guest)
 static int monitor_path(const char *guest, char path[PATH_MAX], struct error *err)
 {
     if (!realpath(guest + strlen(PREFIX), path))
-        return error_set_errno(err, errno, "there is no QMP socket %s", guest + strlen(PREFIX));
+        return error_set_errno(err, errno,
+                               "there is no QMP socket %s: start QEMU with -qmp "
+                               "unix:PATH,server=on,wait=off, or name the one it has",
+                               guest + strlen(PREFIX));
     return 0;
 }
 
@@ -106,6 +109,10 @@ static int hear(int fd, char name[GUEST_NAME_SIZE], struct error *err)
     char line[ERROR_TEXT_SIZE + 16];
     int result = read_line(fd, line, sizeof(line));
 
+    while (result == 0 && strncmp(line, "note ", 5) == 0) {
+        fprintf(stderr, "note: %s\n", line + 5);
+        result = read_line(fd, line, sizeof(line));
+    }
     if (result)
         return error_set_errno(err, -result,
                                "the process that was to take hold of the guest said nothing");

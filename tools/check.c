@@ -6,8 +6,13 @@
 #include "tools/attach.h"
 #include "tools/commands.h"
 #include "tools/control_client.h"
+#include "transport/base/clock.h"
 
-enum { CHECK_TIMEOUT_MS = 30000 }; /* the question itself takes 22 s at most */
+enum {
+    CHECK_TIMEOUT_MS = 30000, /* the question itself takes 22 s at most */
+    BUSY_RETRIES = 100,
+    BUSY_RETRY_MS = 100,
+};
 
 struct check_values {
     char guest[GUEST_MONITOR_SIZE + 8];
@@ -76,6 +81,19 @@ static int check_here(const struct cli_command *self, const char *uri,
     return code;
 }
 
+/* A guest's process that has only just begun is waited for. */
+static int ask(const char *guest, const struct control_request *request, cJSON **reply,
+               struct error *err)
+{
+    for (unsigned i = 0;; i++) {
+        error_clear(err);
+        int rc = control_call(guest, request, CHECK_TIMEOUT_MS, reply, err);
+        if (rc != -EAGAIN || i == BUSY_RETRIES)
+            return rc;
+        clock_sleep_until(clock_now() + BUSY_RETRY_MS * NS_PER_MS);
+    }
+}
+
 static int check_guest(const struct cli_command *self, const char *uri,
                        const struct migration_options *wanted, const char *guest)
 {
@@ -90,7 +108,7 @@ static int check_guest(const struct cli_command *self, const char *uri,
             return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
         guest = name;
     }
-    if (control_call(guest, &request, CHECK_TIMEOUT_MS, &reply, &err) < 0)
+    if (ask(guest, &request, &reply, &err) < 0)
         return cli_fail(self, EXIT_CODE_FAILED, "%s", err.text);
     code = tell(self, uri, control_text(reply, "ends"), control_text(reply, "notes"),
                 (unsigned)control_number(reply, "count", 0), control_text(reply, "reasons"));

@@ -1,6 +1,6 @@
 /* What the parts of a guest's process share: guest_start.c (how it begins), guest_process.c (its
- * life), guest_requests.c (what clients ask) and guest_status.c (what it says of itself). Everything
- * belongs to the loop's thread unless it says otherwise. */
+ * life), guest_requests.c (what clients ask) and guest_status.c (what it says of itself).
+ * Everything belongs to the loop's thread unless it says otherwise. */
 #ifndef TOOLS_GUEST_STATE_H
 #define TOOLS_GUEST_STATE_H
 

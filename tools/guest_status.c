@@ -144,7 +144,7 @@ static void add_state(cJSON *json, struct guest_process *p)
 
 static const char *monitor_of(struct guest *guest)
 {
-    return guest && guest->ops->monitor ? guest->ops->monitor(guest) : "";
+    return guest && guest->ops->monitor ? guest->ops->monitor(guest)->path : "";
 }
 
 cJSON *guest_process_status(struct guest_process *p)

@@ -375,7 +375,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     }
     if (attach)
         viewer.guest = name;
-    viewer.has_monitor = has_monitor(viewer.guest);
+    viewer.has_monitor = attach || has_monitor(viewer.guest);
     if (control_open(viewer.guest, &viewer.connection, &err) < 0) {
         code =
             cli_fail(self, err.code == ENOENT ? EXIT_CODE_USAGE : EXIT_CODE_FAILED, "%s", err.text);

@@ -117,6 +117,14 @@ struct guest {
     const struct guest_ops *ops;
 };
 
+/* A guest in a process of its own, as another process finds it: whoever listens at the path later
+ * is another guest. */
+struct guest_monitor {
+    char path[GUEST_MONITOR_SIZE]; /* absolute, of its QMP socket */
+    int32_t pid;
+    uint64_t born; /* field 22 of /proc/PID/stat: clock ticks since boot */
+};
+
 /* Who has the guest, as this end may assume. */
 enum guest_holder {
     GUEST_HELD_HERE,     /* it runs here, or would if nobody were moving it */
@@ -184,9 +192,9 @@ struct guest_ops {
      * this process die. Never blocks. May be NULL: the guest ends with its process. */
     void (*entrust)(struct guest *g, enum guest_holder holder);
 
-    /* Where to find the guest when this process is gone: the absolute path of its QMP socket. Lives
-     * as long as the guest. May be NULL: it ends with its process. Any thread. */
-    const char *(*monitor)(struct guest *g);
+    /* Where to find the guest when this process is gone. Lives as long as the guest. May be NULL:
+     * it ends with its process. Any thread. */
+    const struct guest_monitor *(*monitor)(struct guest *g);
     /* A descriptor that becomes readable once the guest has ended by itself; the guest's own. May
      * be NULL: it ends with its process. */
     int (*end_event)(struct guest *g);
@@ -217,11 +225,11 @@ struct guest_kind {
                   struct reasons *reasons);
     /* Whether a guest runs at a monitor although the process that brought it is dead. NULL: guests
      * of this kind end with their process. */
-    bool (*runs)(const char *monitor);
+    bool (*runs)(const struct guest_monitor *monitor);
     /* A guest whose process died while it was handed over, found by its monitor: makes it run, or
      * ends it. -ENOENT, -ECONNREFUSED: it is gone. NULL: guests of this kind end with their
      * process. */
-    int (*settle)(const char *monitor, bool run, struct error *err);
+    int (*settle)(const struct guest_monitor *monitor, bool run, struct error *err);
     /* Makes an incoming guest: RAM allocated (untouched), vCPUs there and paused. */
     int (*incoming)(struct guest_host *host, const struct guest_description *description,
                     struct guest **out, struct error *err);

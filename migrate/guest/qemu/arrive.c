@@ -106,13 +106,18 @@ static int qemu_incoming(struct guest_host *host, const struct guest_description
     return 0;
 }
 
-static bool qemu_runs(const char *monitor)
+static bool is_the_same(const struct guest_monitor *monitor)
+{
+    return monitor->path[0] && monitor->born && qemu_process_born(monitor->pid) == monitor->born;
+}
+
+static bool qemu_runs(const struct guest_monitor *monitor)
 {
     struct error err = {0};
     struct qmp *qmp;
     cJSON *status = NULL;
 
-    if (!monitor[0] || qmp_connect(monitor, &qmp, &err))
+    if (!is_the_same(monitor) || qmp_connect(monitor->path, &qmp, &err))
         return false;
     bool runs = qmp_call(qmp, &status, &err, "query-status", NULL) == 0 &&
                 cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(status, "running"));
@@ -122,27 +127,30 @@ static bool qemu_runs(const char *monitor)
 }
 
 /* Whatever of a migration of QEMU's own is left in it is ended first. */
-static int qemu_settle(const char *monitor, bool run, struct error *err)
+static int make_run(struct qemu *q, struct error *err)
 {
-    struct qemu *q = qemu_allocate();
-    int result =
-        q ? qmp_connect(monitor, &q->qmp, err) : error_set(err, ENOMEM, "no memory for a guest");
+    int result = qemu_state_abandon(q->qmp, err);
 
-    if (result)
-        goto free_guest;
-    snprintf(q->name, sizeof(q->name), "at %.60s", monitor);
-    if (!run) {
-        result = qmp_call(q->qmp, NULL, err, "quit", NULL);
-        goto free_guest;
-    }
-    result = qemu_state_abandon(q->qmp, err);
     atomic_store(&q->paused, true);
     q->disks_let_go = true;
+    return result ? result : q->guest.ops->resume(&q->guest, err);
+}
+
+static int qemu_settle(const struct guest_monitor *monitor, bool run, struct error *err)
+{
+    struct qemu *q;
+
+    if (!is_the_same(monitor))
+        return error_set(err, ENOENT, "the guest's QEMU (process %d, at %s) has ended",
+                         monitor->pid, monitor->path);
+    q = qemu_allocate();
+    if (!q)
+        return error_set(err, ENOMEM, "no memory for a guest");
+    snprintf(q->name, sizeof(q->name), "at %.60s", monitor->path);
+    int result = qmp_connect(monitor->path, &q->qmp, err);
     if (!result)
-        result = q->guest.ops->resume(&q->guest, err);
-free_guest:
-    if (q)
-        qemu_free(q);
+        result = run ? make_run(q, err) : qmp_call(q->qmp, NULL, err, "quit", NULL);
+    qemu_free(q);
     return result;
 }
 

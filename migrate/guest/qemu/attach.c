@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "migrate/guest/qemu/tracking.h"
-#include "transport/base/log.h"
+#include "transport/base/clock.h"
 
 /* All of it on one line: reasons are lines. */
 static int refused(const struct reasons *reasons, const char *what, struct error *err)
@@ -47,35 +47,50 @@ static int check_running(struct qemu *q, struct reasons *reasons, struct error *
     return 0;
 }
 
-/* Everything that keeps the running guest from being moved. */
-static int look_at_running(struct qemu *q, struct reasons *reasons, struct error *err)
+static int look_at(struct qemu *q, struct reasons *reasons, struct reasons *notes,
+                   struct error *err)
 {
-    struct reasons notes = {0};
-    pid_t pid;
-    int result = qemu_memory_open(q->qmp, &q->memory, reasons, err);
+    int result = check_running(q, reasons, err);
 
     if (!result)
-        result = qemu_facts_gather(q->qmp, &q->facts, err);
+        result = qemu_facts_refuse(q->qmp, q->process.pid, q->facts, reasons, notes, err);
     if (!result)
-        result = check_running(q, reasons, err);
-    if (result || q->memory.count == 0)
-        return result;
-    result = qemu_memory_locate(&q->memory, qmp_peer(q->qmp), &pid, err);
-    if (!result)
-        result = qemu_process_attach(pid, &q->process, err);
-    if (!result)
-        result = qemu_facts_refuse(q->qmp, pid, q->facts, reasons, &notes, err);
-    if (!result)
-        qemu_tracking_check(pid, &q->memory, reasons);
-    if (notes.text)
-        log_line(LOG_WARNING, "%s", notes.text);
-    reasons_free(&notes);
+        qemu_tracking_check(q->process.pid, &q->memory, reasons);
     return result;
 }
 
-int qemu_guest_attach(const char *socket, struct guest **out, struct error *err)
+int qemu_look(struct qemu *q, struct reasons *notes, struct error *err)
 {
     struct reasons reasons = {0};
+    int result = look_at(q, &reasons, notes, err);
+
+    if (!result && reasons.count)
+        result = refused(&reasons, "this guest cannot be moved", err);
+    reasons_free(&reasons);
+    q->looked_at = result ? 0 : clock_now();
+    return result;
+}
+
+/* Memory, process, facts: what looking needs. */
+static int take_hold(struct qemu *q, struct error *err)
+{
+    struct reasons reasons = {0};
+    pid_t pid;
+    int result = qemu_memory_open(q->qmp, &q->memory, &reasons, err);
+
+    if (!result && reasons.count)
+        result = refused(&reasons, "this guest cannot be moved", err);
+    reasons_free(&reasons);
+    if (!result)
+        result = qemu_facts_gather(q->qmp, &q->facts, err);
+    if (!result)
+        result = qemu_memory_locate(&q->memory, qmp_peer(q->qmp), &pid, err);
+    return result ? result : qemu_process_attach(pid, &q->process, err);
+}
+
+int qemu_guest_attach(const char *socket, struct guest **out, struct reasons *notes,
+                      struct error *err)
+{
     struct qemu *q = qemu_allocate();
     int result;
 
@@ -83,10 +98,9 @@ int qemu_guest_attach(const char *socket, struct guest **out, struct error *err)
         return error_set(err, ENOMEM, "no memory for a guest");
     result = qmp_connect(socket, &q->qmp, err);
     if (!result)
-        result = look_at_running(q, &reasons, err);
-    if (!result && reasons.count)
-        result = refused(&reasons, "this guest cannot be moved", err);
-    reasons_free(&reasons);
+        result = take_hold(q, err);
+    if (!result)
+        result = qemu_look(q, notes, err);
     if (result) {
         qemu_free(q);
         return result;

@@ -20,7 +20,8 @@ enum { QEMU_KILL_MS = 10000 }; /* a killed process with much memory takes its ti
 
 struct qemu {
     struct guest guest;
-    char name[GUEST_NAME_SIZE], monitor[GUEST_MONITOR_SIZE];
+    char name[GUEST_NAME_SIZE];
+    struct guest_monitor monitor;
     struct qmp *qmp;
     struct qemu_process process;
     struct qemu_memory memory;
@@ -35,9 +36,9 @@ struct qemu {
     struct qemu_settings *settings;
     struct guardian *guardian;
     struct qemu_throttle *throttle;
-    unsigned throttled;  /* percent, wanted while it runs */
-    bool disks_let_go;   /* by saving or not yet taking them: `cont` takes them */
-    char backends[1024]; /* RAM as it was when the migration began */
+    unsigned throttled; /* percent, wanted while it runs */
+    bool disks_let_go;  /* by saving or not yet taking them: `cont` takes them */
+    uint64_t looked_at; /* clock: nothing was in the way of a move then */
 };
 
 static inline struct qemu *qemu_of(struct guest *g)
@@ -45,11 +46,18 @@ static inline struct qemu *qemu_of(struct guest *g)
     return (struct qemu *)g;
 }
 
+/* attach.c: everything that keeps the running guest from being moved, as one error: -EPERM. What
+ * ought to be known besides goes to `notes`, which may be NULL. */
+int qemu_look(struct qemu *q, struct reasons *notes, struct error *err);
+
 /* A guest that has nothing yet; NULL without memory. */
 struct qemu *qemu_allocate(void);
 /* Closes and frees what there is of it; QEMU goes on. */
 void qemu_free(struct qemu *q);
+/* Once the process is known. */
 void qemu_note_monitor(struct qemu *q, const char *socket);
+/* When a process was started, as guest_monitor.born; 0: there is none. */
+uint64_t qemu_process_born(pid_t pid);
 /* A guardian that knows the settings of now, in place of the one there was. */
 int qemu_start_guardian(struct qemu *q, enum guardian_word word, struct error *err);
 /* Before an error: what QEMU said at its end, if it has ended. */

@@ -306,6 +306,20 @@ int qemu_memory_list(struct qmp *q, char *out, size_t size, struct error *err)
     return ret;
 }
 
+int qemu_memory_opened(const struct qemu_memory *m, char *out, size_t size, struct error *err)
+{
+    size_t used = 0;
+
+    out[0] = '\0';
+    for (unsigned i = 0; i < m->count; i++) {
+        used += snprintf(out + used, size - used, "%s%s=%llu", i ? " " : "", m->regions[i].name,
+                         (unsigned long long)m->regions[i].size);
+        if (used >= size)
+            return error_set(err, ENOBUFS, "too many RAM backends (%u) to list", m->count);
+    }
+    return 0;
+}
+
 void qemu_memory_close(struct qemu_memory *m)
 {
     for (unsigned i = 0; i < m->count; i++) {

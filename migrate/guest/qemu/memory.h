@@ -32,6 +32,8 @@ int qemu_memory_present(const struct qemu_memory *m, uint32_t region, struct ext
 /* Backends there are now, as "name=bytes ..." sorted: differs once RAM was plugged in or taken
  * away. `out` has `size` bytes. */
 int qemu_memory_list(struct qmp *q, char *out, size_t size, struct error *err);
+/* The same of what was opened. */
+int qemu_memory_opened(const struct qemu_memory *m, char *out, size_t size, struct error *err);
 void qemu_memory_close(struct qemu_memory *m);
 
 #endif

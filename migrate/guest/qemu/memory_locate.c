@@ -128,7 +128,7 @@ int qemu_memory_locate(struct qemu_memory *m, pid_t hint, pid_t *pid, struct err
         return ret == -EACCES
                    ? error_set(err, EACCES,
                                "this user may not look at QEMU's memory (process %d); run wander "
-                               "as the user of QEMU, or as root",
+                               "as the user and group of QEMU, or as root",
                                hint)
                    : error_set(err, ESRCH,
                                "no process that this user may look at has %s mapped, the file of "

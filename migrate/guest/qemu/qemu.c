@@ -16,6 +16,8 @@ enum {
     LOCK_RETRIES = 50,
     LOCK_RETRY_MS = 100, /* until the other QEMU has let the disks go */
     QUIT_MS = 3000,
+    LOOK_MS = 2000, /* a guest that was just found fit is not looked at again */
+    BACKENDS_SIZE = 1024,
 };
 
 static void set_throttle(struct qemu *q, unsigned percent)
@@ -114,7 +116,8 @@ static int qemu_prepare(struct guest *g, struct error *err)
     struct qemu *q = qemu_of(g);
     pid_t threads[GUEST_MAX_VCPUS];
     unsigned count;
-    int result = qemu_memory_list(q->qmp, q->backends, sizeof(q->backends), err);
+    bool looked = clock_now() - q->looked_at < LOOK_MS * NS_PER_MS;
+    int result = looked ? 0 : qemu_look(q, NULL, err);
 
     if (!result)
         result = vcpu_threads(q, threads, &count, err);
@@ -165,7 +168,7 @@ static int ask_whether_running(struct qemu *q, bool *running, struct error *err)
 
     qmp_close(q->qmp);
     q->qmp = NULL;
-    int result = qmp_connect(q->monitor, &q->qmp, err);
+    int result = qmp_connect(q->monitor.path, &q->qmp, err);
     if (!result)
         result = qmp_call(q->qmp, &status, err, "query-status", NULL);
     *running = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(status, "running"));
@@ -244,16 +247,18 @@ static uint64_t qemu_resumed_at(struct guest *g)
 /* What would make the copy at the destination another machine than this one. */
 static int check_unchanged(struct qemu *q, struct error *err)
 {
-    char now[sizeof(q->backends)];
-    int result = qemu_memory_list(q->qmp, now, sizeof(now), err);
+    char before[BACKENDS_SIZE], now[BACKENDS_SIZE];
+    int result = qemu_memory_opened(&q->memory, before, sizeof(before), err);
 
+    if (!result)
+        result = qemu_memory_list(q->qmp, now, sizeof(now), err);
     if (result)
         return result;
-    if (strcmp(now, q->backends) != 0)
+    if (strcmp(now, before) != 0)
         return error_set(err, EBUSY,
                          "memory of guest %s was plugged in or taken away during the migration "
                          "(before: %.200s; now: %.200s); migrate it again",
-                         q->name, q->backends, now);
+                         q->name, before, now);
     if (qmp_seen(q->qmp, "BALLOON_CHANGE", NULL))
         return error_set(err, EBUSY,
                          "the balloon of guest %s changed during the migration; migrate it again "
@@ -319,9 +324,9 @@ static void qemu_entrust(struct guest *g, enum guest_holder holder)
         guardian_say(q->guardian, GUARDIAN_CONTINUE);
 }
 
-static const char *qemu_monitor(struct guest *g)
+static const struct guest_monitor *qemu_monitor(struct guest *g)
 {
-    return qemu_of(g)->monitor;
+    return &qemu_of(g)->monitor;
 }
 
 static int qemu_end_event(struct guest *g)
@@ -406,10 +411,32 @@ struct qemu *qemu_allocate(void)
     return q;
 }
 
+uint64_t qemu_process_born(pid_t pid)
+{
+    unsigned long long born = 0;
+    char path[64], text[1024];
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    FILE *file = fopen(path, "re");
+    size_t size = file ? fread(text, 1, sizeof(text) - 1, file) : 0;
+    if (file)
+        fclose(file);
+    text[size] = '\0';
+    const char *after = strrchr(text, ')'); /* the name may hold anything */
+    if (!after || sscanf(after + 1,
+                         " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d "
+                         "%*d %*d %llu",
+                         &born) != 1)
+        return 0;
+    return born;
+}
+
 void qemu_note_monitor(struct qemu *q, const char *socket)
 {
     char *path = realpath(socket, NULL);
 
-    snprintf(q->monitor, sizeof(q->monitor), "%s", path ? path : socket);
+    snprintf(q->monitor.path, sizeof(q->monitor.path), "%s", path ? path : socket);
     free(path);
+    q->monitor.pid = q->process.pid;
+    q->monitor.born = qemu_process_born(q->process.pid);
 }

@@ -7,7 +7,9 @@
 
 /* Takes hold of a QEMU that is there, by its QMP socket, without disturbing it. Whatever keeps it
  * from being moved is said all at once: -EPERM. It is called as QEMU calls it (-name), or else as
- * the socket: its file name without the ending. */
-int qemu_guest_attach(const char *socket, struct guest **out, struct error *err);
+ * the socket: its file name without the ending. What ought to be known but keeps nobody from moving
+ * it goes to `notes`. */
+int qemu_guest_attach(const char *socket, struct guest **out, struct reasons *notes,
+                      struct error *err);
 
 #endif

@@ -7,8 +7,8 @@
 #include "migrate/guest/tracker.h"
 
 /* Adds a reason with its remedy for each thing that keeps it from being done: library not loaded
- * (wander qemu-env), another session at work, kernel older than 6.7, seccomp, /proc/PID/pagemap not readable, native AIO or io_uring
- * seen by the library. */
+ * (wander qemu-env), another session at work, kernel older than 6.7, seccomp, /proc/PID/pagemap not
+ * readable, native AIO or io_uring seen by the library. */
 void qemu_tracking_check(pid_t pid, const struct qemu_memory *memory, struct reasons *reasons);
 /* `memory` outlives the tracker and is located (qemu_memory_locate). Its name is "userfaultfd".
  * Pages that come to a file, or are punched out of it, are found and dirty. collect fails once QEMU
