@@ -68,8 +68,9 @@ static const struct cli_option options[] = {
      cli_size, FIELD(migrate.pin_limit)},
     {"dscp", "N", "DSCP of the lanes' packets, 0 to 63 (default 0: as the system does)", cli_number,
      FIELD(migrate.dscp), .high = 63},
-    {"tracker", "NAME", "dirty-log (default) or dirty-ring; a synthetic guest has userfaultfd",
-     cli_text, FIELD(migrate.tracker)},
+    {"tracker", "NAME",
+     "dirty-log (default) or dirty-ring; synthetic and QEMU guests have userfaultfd", cli_text,
+     FIELD(migrate.tracker)},
     {"filter", "SPEC",
      "around the transport, for tests: rate=R,delay=T,fault=cut|fail|stall|skip@N", cli_filter,
      FIELD(migrate.filter)},
@@ -394,6 +395,7 @@ const struct cli_command migrate_command = {
     .arguments = "GUEST URI",
     .summary = "move a guest to where 'wander receive' listens, tcp:// or rdma://HOST:PORT",
     .details =
+        "GUEST is a name (wander status lists them), or qmp:PATH for a QEMU that runs by itself.\n"
         "Ctrl-C asks for an end: the guest then runs on here, unless it was just being handed "
         "over.\n"
         "Exit codes: 0 migrated; 1 failed, the guest runs on here; 2 usage; 3 in doubt, see\n"

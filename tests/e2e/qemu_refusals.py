@@ -225,6 +225,7 @@ def other_at_destination(context):
         for name in context.sample(AT_DESTINATION, 5):
             edit, more, words = AT_DESTINATION[name]
             print(f"{name}:", flush=True)
+            world.sides["b"].clear()
             refused.there = variant(world, edit=edit, more=more)
             refused.expect_refused(refused.migrate(refused.receiver().uri), *words)
 

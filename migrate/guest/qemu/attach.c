@@ -59,38 +59,41 @@ static int look_at(struct qemu *q, struct reasons *reasons, struct reasons *note
     return result;
 }
 
-int qemu_look(struct qemu *q, struct reasons *notes, struct error *err)
+/* What was found, as one error; `reasons` are freed. */
+static int judge(struct qemu *q, int result, struct reasons *reasons, struct error *err)
 {
-    struct reasons reasons = {0};
-    int result = look_at(q, &reasons, notes, err);
-
-    if (!result && reasons.count)
-        result = refused(&reasons, "this guest cannot be moved", err);
-    reasons_free(&reasons);
+    if (!result && reasons->count)
+        result = refused(reasons, "this guest cannot be moved", err);
+    reasons_free(reasons);
     q->looked_at = result ? 0 : clock_now();
     return result;
 }
 
-/* Memory, process, facts: what looking needs. */
-static int take_hold(struct qemu *q, struct error *err)
+int qemu_look(struct qemu *q, struct reasons *notes, struct error *err)
 {
     struct reasons reasons = {0};
-    pid_t pid;
-    int result = qemu_memory_open(q->qmp, &q->memory, &reasons, err);
 
-    if (!result && reasons.count)
-        result = refused(&reasons, "this guest cannot be moved", err);
-    reasons_free(&reasons);
+    return judge(q, look_at(q, &reasons, notes, err), &reasons, err);
+}
+
+/* Memory, process, facts: what looking needs. Without memory the monitor's peer is taken for QEMU,
+ * so that all that is wrong can be said at once. */
+static int take_hold(struct qemu *q, struct reasons *reasons, struct error *err)
+{
+    pid_t pid = qmp_peer(q->qmp);
+    int result = qemu_memory_open(q->qmp, &q->memory, reasons, err);
+
     if (!result)
         result = qemu_facts_gather(q->qmp, &q->facts, err);
-    if (!result)
-        result = qemu_memory_locate(&q->memory, qmp_peer(q->qmp), &pid, err);
+    if (!result && q->memory.count)
+        result = qemu_memory_locate(&q->memory, pid, &pid, err);
     return result ? result : qemu_process_attach(pid, &q->process, err);
 }
 
 int qemu_guest_attach(const char *socket, struct guest **out, struct reasons *notes,
                       struct error *err)
 {
+    struct reasons reasons = {0};
     struct qemu *q = qemu_allocate();
     int result;
 
@@ -98,9 +101,10 @@ int qemu_guest_attach(const char *socket, struct guest **out, struct reasons *no
         return error_set(err, ENOMEM, "no memory for a guest");
     result = qmp_connect(socket, &q->qmp, err);
     if (!result)
-        result = take_hold(q, err);
+        result = take_hold(q, &reasons, err);
     if (!result)
-        result = qemu_look(q, notes, err);
+        result = look_at(q, &reasons, notes, err);
+    result = judge(q, result, &reasons, err);
     if (result) {
         qemu_free(q);
         return result;
