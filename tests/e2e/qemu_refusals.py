@@ -7,8 +7,8 @@ import os
 import socket
 from pathlib import Path
 
-from cases import Skip, run_cases
-from hosts import EXIT_FAILED, EXIT_MIGRATED, EXIT_USAGE, Failure, expect, free_port, wait_until
+from cases import run_cases
+from hosts import EXIT_FAILED, EXIT_MIGRATED, EXIT_USAGE, Failure, Process, expect, free_port, wait_until
 from qemu_world import QemuWorld, machine
 
 MEMORY = 64  # MiB; these guests do not get beyond their firmware
@@ -155,7 +155,18 @@ def free_page_reporting(context):
 
 
 def vhost_user(context):
-    raise Skip("a vhost-user device starts only with a server that speaks its protocol; unit/qemu_facts has the case")
+    with bare_world() as world:
+        image, path = world.path / "vhost-user.raw", world.path / "vhost-user.sock"
+        with open(image, "wb") as file:
+            file.truncate(1 << 20)
+        server = Process(["qemu-storage-daemon", "--blockdev", f"driver=file,node-name=file,filename={image}",
+                          "--export", f"type=vhost-user-blk,id=export,node-name=file,addr.type=unix,addr.path={path}"],
+                         world.host("a").env, world.path / "vhost-user.log")
+        world.processes.append(server)
+        wait_until(path.exists, 10, "the vhost-user server's socket")
+        more = ["-chardev", f"socket,id=server,path={path}", "-device", "vhost-user-blk-pci,id=outside,chardev=server"]
+        refused = Refused(world, here=variant(world, more=more))
+        refused.expect_refused(refused.migrate(nowhere()), "outside", "vhost-user")
 
 
 def paused(context):
