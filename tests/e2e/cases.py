@@ -81,8 +81,9 @@ def run_case(name, body, options):
     return "ok"
 
 
-def run_cases(description, cases):
-    """Runs a table of name → function(context); never returns."""
+def run_cases(description, cases, quick=None):
+    """Runs a table of name → function(context); never returns. `quick`: only so many of them, chosen by the seed, unless
+    all are asked for (--full) or some by name."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     options = parse_options(description)
     if not os.access(hosts.PROGRAM, os.X_OK):
@@ -90,5 +91,7 @@ def run_cases(description, cases):
     print(f"{Path(sys.argv[0]).stem}: seed {options.seed}, guest {options.accel}", flush=True)
     chosen = {name: body for name, body in cases.items()
               if not options.cases or any(part in name for part in options.cases)}
+    if quick and not options.cases:
+        chosen = {name: chosen[name] for name in Context(options, "cases").sample(chosen, quick)}
     results = [run_case(name, body, options) for name, body in chosen.items()]
     sys.exit(1 if "FAIL" in results else 77 if results and set(results) == {"skip"} else 0)

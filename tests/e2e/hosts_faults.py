@@ -172,4 +172,4 @@ def poor_links(context):
 
 CASES = {name: disturbances(name) for name in DISTURBANCES}
 CASES["poor links"] = virtual_pair.renewed(poor_links)
-run_cases(__doc__, CASES)
+run_cases(__doc__, CASES, quick=4)
