@@ -68,8 +68,9 @@ class Route:
         self.beyond.append(gap - report["downtime_ms"])
         label = f"{scheme} {' '.join(way or ())}".strip()
         print(f"{label}, {lanes} lanes, {here} to {self.world.here}{', verified' if verify else ''}: "
-              f"{len(report['rounds'])} rounds, {report['guest_bytes'] / MIB:.0f} MiB in {report['total_ms'] / 1e3:.1f} s, "
-              f"downtime {report['downtime_ms']:.0f} ms, no answer to pings for {gap:.0f} ms", flush=True)
+              f"{len(report['rounds'])} rounds, {report['guest_bytes'] / MIB:.0f} MiB in "
+              f"{report['total_ms'] / 1e3:.1f} s, downtime {report['downtime_ms']:.0f} ms, "
+              f"no answer to pings for {gap:.0f} ms", flush=True)
         check_report(report, scheme, lanes, way, verify)
         for host in self.world.hosts.values():
             host.without_resources()
@@ -79,8 +80,8 @@ class Route:
         for left in range(TRIES - 1, -1, -1):
             staying = max(self.staying_ms, self.stay())
             median, worst = statistics.median(self.beyond), max(self.beyond)
-            said = (f"pings unanswered beyond the downtime for {median:.0f} ms in the median, {worst:.0f} at worst, and for "
-                    f"{staying:.0f} ms without a move")
+            said = (f"pings unanswered beyond the downtime for {median:.0f} ms in the median, {worst:.0f} at worst, "
+                    f"and for {staying:.0f} ms without a move")
             print(said, flush=True)
             if median <= (MEDIAN_MS + staying) * SLOW and worst <= (WORST_MS + staying) * SLOW:
                 return
@@ -91,13 +92,15 @@ class Route:
                 self.beyond.clear()
                 self.hop("tcp", 1)
                 self.hop("tcp", 1)
-        raise Failure(f"expected at most {MEDIAN_MS} ms more than without a move in the median and {WORST_MS} at worst; "
-                      f"{said}")
+        raise Failure(f"expected at most {MEDIAN_MS} ms more than without a move in the median and {WORST_MS} at "
+                      f"worst; {said}")
 
     def end(self):
         """All memory and the whole disk are good: a page that any hop lost would still be wrong, for each is checked
         before it is written again. Once, because it takes long there."""
-        self.world.side().console.check()
+        began = time.monotonic()
+        self.world.side().console.check(seconds=120)
+        print(f"all memory and the whole disk checked in {time.monotonic() - began:.0f} s", flush=True)
         self.check_pings()
 
 

@@ -1,6 +1,6 @@
-"""A RemoteWorld whose guest is the small Linux in a QEMU under KVM: on each host a tap for it, on a network of the hosts
-that guests do not move over, and its disk on storage that both reach: host a exports the image over NBD. (NBD knows no
-image locks, so here nothing but wander keeps two QEMUs from writing.)"""
+"""A RemoteWorld whose guest is the small Linux in a QEMU under KVM: on each host a tap for it, on a network of the
+hosts that guests do not move over, and its disk on storage that both reach: host a exports the image over NBD. (NBD
+knows no image locks, so here nothing but wander keeps two QEMUs from writing.)"""
 
 import shlex
 import time
@@ -16,13 +16,14 @@ BRIDGE, TAP, LAN = "br0", "tap0", "lan0"
 ADDRESSES, GUEST_ADDRESS = {"a": "10.88.0.1", "b": "10.88.0.3"}, "10.88.0.2"
 EXPORT_HOST, EXPORT_PORT, DISK_MIB = "a", 10809, 32
 PING_MS = 10
-BOOT_SECONDS = 90
-LOOK_SECONDS = 0.3                   # between two looks: each takes time from the guest, on a host with one emulated CPU
-# Each exit of a nested guest costs a tenth of a millisecond. Without `noearly` a kernel on AMD asks every place of 256 PCI
-# buses, three times, for devices that only hardware has; and KASLR would unpack the kernel to elsewhere first.
+BOOT_SECONDS = 150
+LOOK_SECONDS = 1                     # between two looks: each takes time from the guest, on a host with one CPU
+# Each exit of a nested guest costs a tenth of a millisecond. Without `noearly` a kernel on AMD asks every place of 256
+# PCI buses, three times, for devices that only hardware has; and KASLR would unpack the kernel to elsewhere first.
 KERNEL_ARGUMENTS = "mitigations=off nokaslr pci=noearly"
-SEND = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(sys.argv[2].encode()); " \
-       "s.shutdown(socket.SHUT_WR); s.settimeout(10); [0 for _ in iter(lambda: s.recv(4096), b'')]"
+SEND = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); " \
+       "s.sendall(sys.argv[2].encode()); s.shutdown(socket.SHUT_WR); s.settimeout(10); " \
+       "[0 for _ in iter(lambda: s.recv(4096), b'')]"
 TEAR_DOWN = "ip link delete {tap}; ip link delete {bridge}"
 SET_UP = """
 set -e
@@ -102,8 +103,8 @@ class RemotePinger(Pinger):
     def answers(self):
         """When each of the newest answers came."""
         time.sleep(LOOK_SECONDS)
-        lines = self.host.remote.run(f"tail -n {120000 // PING_MS} {self.path} 2>/dev/null; true").stdout.split("\n")[:-1]
-        return [int(line.split()[1]) for line in lines]
+        text = self.host.remote.run(f"tail -n {120000 // PING_MS} {self.path} 2>/dev/null; true").stdout
+        return [int(line.split()[1]) for line in text.split("\n")[:-1]]
 
 
 class RemoteQemuWorld(RemoteWorld):
@@ -180,8 +181,8 @@ class RemoteQemuWorld(RemoteWorld):
         return self.uris[name, scheme]
 
     def hop(self, scheme, *options, pinger, seconds=120):
-        """Moves the guest to the other host: (report, ms without an answer to pings). Nothing may be bad, the uptime goes
-        on, and the source's QEMU is gone."""
+        """Moves the guest to the other host: (report, ms without an answer to pings). Nothing may be bad, the uptime
+        goes on, and the source's QEMU is gone."""
         source, side = self.host(self.here), self.side()
         there = self.sides["b" if self.here == "a" else "a"]
         uri = self.receiver(there.name, scheme)
