@@ -1,15 +1,11 @@
 """A small real Linux for QEMU: Debian's stock kernel and an initramfs with busybox and one program (workload/). Built once,
 in the cache, under a lock; a change of the recipe gives it another name."""
 
-import fcntl
-import hashlib
-import os
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
-from virtual.image import archive, cache_directory, unpack, unpack_kernel
+from virtual import cache
+from virtual.image import archive, unpack, unpack_kernel
 from virtual.packages import Apt, Trouble, run
 
 HERE = Path(__file__).resolve().parent
@@ -18,45 +14,11 @@ RECIPE = [HERE / "image.py", HERE / "init", *sorted((HERE / "workload").glob("*.
           HERE.parent / "virtual/image.py", HERE.parent / "virtual/packages.py", ROOT / "migrate/guest/stamp.h"]
 MODULES = "virtio_pci virtio_blk virtio_net".split()
 COMPILE = "gcc -std=gnu11 -O2 -Wall -Wextra -static -s -pthread".split()
-UNUSED_DAYS = 14
-
-
-def key():
-    digest = hashlib.sha256()
-    for file in RECIPE:
-        digest.update(file.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 def get(say):
     """The directory of the image, built if it is not there: kernel, initramfs. `say` shows progress."""
-    cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
-    image = cache / f"linux-guest-{key()}"
-    # The lock of the other image: they share downloaded packages.
-    with open(cache / "hosts.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not image.is_dir():
-            remove_old(cache)
-            began = time.monotonic()
-            building = Path(tempfile.mkdtemp(prefix=".linux-guest-building-", dir=cache))
-            try:
-                build(building, cache / "archives", say)
-                os.rename(building / "image", image)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
-            say(f"image of the Linux guest built in {time.monotonic() - began:.0f} s: {image}")
-        os.utime(image)
-    return image
-
-
-def remove_old(cache):
-    """Removes what interrupted builds left, and images nobody has booted for long."""
-    for path in cache.glob(".linux-guest-building-*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in cache.glob("linux-guest-*"):
-        if path.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
-            shutil.rmtree(path, ignore_errors=True)
+    return cache.get("linux-guest", RECIPE, build, say)
 
 
 def build(place, archives, say):
@@ -65,7 +27,7 @@ def build(place, archives, say):
     update(apt)
     kernel, _ = apt.kernel()
     busybox = apt.fetch_one("busybox-static")
-    root, image = place / "root", place / "image"
+    root, image = place / "root", place / "result"
     (root / "usr/lib").mkdir(parents=True)
     (root / "lib").symlink_to("usr/lib")
     image.mkdir()

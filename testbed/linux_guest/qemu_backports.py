@@ -1,17 +1,12 @@
 """The QEMU of Debian's backports, unpacked in the cache with the libraries it needs: nothing is installed. Fetched once,
 under a lock; a change of the recipe gives it another name."""
 
-import fcntl
-import hashlib
-import os
 import re
-import shutil
-import tempfile
-import time
 from pathlib import Path
 
 from linux_guest.image import update
-from virtual.image import cache_directory, unpack
+from virtual import cache
+from virtual.image import unpack
 from virtual.packages import BACKPORTS, Apt, Trouble, run
 
 HERE = Path(__file__).resolve().parent
@@ -22,34 +17,11 @@ LIBRARIES = "usr/lib/x86_64-linux-gnu"
 FIRMWARE = "usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"
 HOSTS_OWN = "libc6_", "libgcc-s1_", "gcc-12-base_"  # the loader and these must be of one making
 UNWANTED = [f"--exclude=./usr/share/{folder}" for folder in ("doc", "man", "locale", "info", "icons", "bug")]
-UNUSED_DAYS = 14
-
-
-def key():
-    digest = hashlib.sha256()
-    for file in RECIPE:
-        digest.update(file.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 def get(say):
     """The path of a program that is this QEMU, fetched if it is not there. `say` shows progress."""
-    cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
-    place = cache / f"qemu-backports-{key()}"
-    # The lock of the images: they share downloaded packages.
-    with open(cache / "hosts.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not place.is_dir():
-            remove_old(cache)
-            fetching = Path(tempfile.mkdtemp(prefix=".qemu-backports-fetching-", dir=cache))
-            try:
-                fetch(fetching, cache / "archives", say)
-                os.rename(fetching / "root", place)
-            finally:
-                shutil.rmtree(fetching, ignore_errors=True)
-        os.utime(place)
-    return place / PROGRAM
+    return cache.get("qemu-backports", RECIPE, fetch, say) / PROGRAM
 
 
 def version(program):
@@ -58,22 +30,13 @@ def version(program):
     return tuple(map(int, re.search(r"version (\d+)\.(\d+)", said).groups()))
 
 
-def remove_old(cache):
-    """Removes what interrupted fetches left, and what nobody has used for long."""
-    for path in cache.glob(".qemu-backports-fetching-*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in cache.glob("qemu-backports-*"):
-        if path.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def fetch(place, archives, say):
     say(f"fetching the QEMU of {BACKPORTS}")
     apt = Apt(place / "apt", archives)
     update(apt)
     if not apt.backports:
         raise Trouble(f"the suite {BACKPORTS} could not be had from the machine's source of Debian's packages")
-    root = place / "root"
+    root = place / "result"
     root.mkdir()
     for folder in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / folder).mkdir(parents=True)

@@ -1,8 +1,6 @@
 """The image both virtual hosts boot: Debian's stock kernel, a small initramfs and one root file system, read-only.
 Built from packages once, in the cache, under a lock; a change of the recipe gives it another name."""
 
-import fcntl
-import hashlib
 import json
 import lzma
 import os
@@ -10,11 +8,10 @@ import re
 import shutil
 import stat
 import subprocess
-import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from virtual import cache
 from virtual.packages import Apt, Trouble, run
 
 HERE = Path(__file__).resolve().parent
@@ -40,57 +37,12 @@ MODULES = """
     kernel/drivers/net/tun.ko* kernel/drivers/net/dummy.ko* kernel/drivers/crypto/ccp kernel/drivers/vhost
     modules.builtin modules.builtin.modinfo modules.order
 """.split()
-UNUSED_DAYS = 14
-
-
-def cache_directory():
-    chosen = os.environ.get("WANDER_CACHE")
-    if chosen:
-        return Path(chosen).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "wander"
-
-
-def key():
-    """A name for the recipe: changes with everything the image is made from."""
-    digest = hashlib.sha256()
-    for name in RECIPE:
-        digest.update((HERE / name).read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 def get(say):
     """The directory of the image, built if it is not there: kernel, initramfs, root.img, about.json. `say` shows
     progress."""
-    cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
-    image = cache / f"hosts-{key()}"
-    with open(cache / "hosts.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for somebody else who builds an image")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if not image.is_dir():
-            remove_old(cache)
-            began = time.monotonic()
-            building = Path(tempfile.mkdtemp(prefix=".hosts-building-", dir=cache))
-            try:
-                build(building, cache / "archives", say)
-                os.rename(building / "image", image)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
-            say(f"image built in {time.monotonic() - began:.0f} s: {image}")
-        os.utime(image)
-    return image
-
-
-def remove_old(cache):
-    """Removes what interrupted builds left, and images nobody has booted for long."""
-    for path in cache.glob(".hosts-building-*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in cache.glob("hosts-*"):
-        if path.is_dir() and path.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
-            shutil.rmtree(path, ignore_errors=True)
+    return cache.get("hosts", [HERE / name for name in RECIPE], build, say)
 
 
 def build(place, archives, say):
@@ -103,7 +55,7 @@ def build(place, archives, say):
     if not backports:
         say("note: the kernel of backports could not be had, so the hosts run the suite's own: it lacks PAGEMAP_SCAN, "
             "and what tracks dirty pages by it cannot be tried there")
-    root, image = place / "root", place / "image"
+    root, image = place / "root", place / "result"
     root.mkdir()
     image.mkdir()
     say(f"unpacking {len(packages)} packages")
