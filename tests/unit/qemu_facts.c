@@ -334,6 +334,12 @@ struct refusal {
         }                                                                                          \
     }
 
+#define NODE(driver)                                                                               \
+    {                                                                                              \
+        "query-named-block-nodes", "[{\"drv\": \"qcow2\", \"node-name\": \"n1\"},"                 \
+                                   "{\"drv\": \"" driver "\", \"node-name\": \"n0\"}]"             \
+    }
+
 static const struct refusal refusals[] = {
     {"nothing wrong", {{0}}, {STATUS("running")}, {NULL}},
     {"paused", {{0}}, {STATUS("paused")}, {NULL}},
@@ -359,6 +365,19 @@ static const struct refusal refusals[] = {
     {"vhost-user", TYPE("virtio-rng-pci", "vhost-user-fs-pci"), {{0}}, {"another process writes"}},
     {"vdpa device", TYPE("virtio-rng-pci", "vhost-vdpa-device-pci"), {{0}}, {"its hardware"}},
     {"vhost-scsi", TYPE("virtio-rng-pci", "vhost-scsi-pci"), {{0}}, {"virtio-scsi-pci"}},
+    {"a disk passed through", TYPE("virtio-rng-pci", "scsi-block"), {{0}}, {"use scsi-hd"}},
+    {"a drive passed through", TYPE("virtio-rng-pci", "scsi-generic"), {{0}}, {"(scsi-generic)"}},
+    {"an emulated disk", TYPE("virtio-rng-pci", "scsi-hd"), {{0}}, {NULL}},
+    {"an NVMe disk inside QEMU",
+     {{0}},
+     {NODE("nvme")},
+     {"node n0 has the driver nvme: the disk's"}},
+    {"libblkio, io_uring", {{0}}, {NODE("io_uring")}, {"driver io_uring: the kernel"}},
+    {"libblkio, NVMe", {{0}}, {NODE("nvme-io_uring")}, {"driver nvme-io_uring: the kernel"}},
+    {"libblkio, vfio", {{0}}, {NODE("virtio-blk-vfio-pci")}, {"virtio-blk-vfio-pci: the disk's"}},
+    {"libblkio, vdpa", {{0}}, {NODE("virtio-blk-vhost-vdpa")}, {"vhost-vdpa: the disk's"}},
+    {"libblkio, vhost-user", {{0}}, {NODE("virtio-blk-vhost-user")}, {"another process"}},
+    {"ordinary drivers", {{0}}, {NODE("host_device")}, {NULL}},
     {"vhost-vsock", TYPE("virtio-rng-pci", "vhost-vsock-pci"), {{0}}, {NULL}},
     {"virtio-mem", TYPE("virtio-rng-pci", "virtio-mem-pci"), {{0}}, {"all its RAM with -m"}},
     {"nvdimm", TYPE("virtio-rng-pci", "nvdimm"), {{0}}, {"its memory is a file"}},

@@ -22,6 +22,10 @@ static const struct {
      "use an emulated device (virtio-net-pci, virtio-blk-pci)"},
     {"vhost-scsi", "the kernel pins the guest's RAM for it and writes where no tracking sees it",
      "use virtio-scsi-pci with scsi-hd"},
+    {"scsi-block", "the kernel reads from its disk into the guest's RAM where no tracking sees it",
+     "use scsi-hd on the same disk"},
+    {"scsi-generic", "the kernel reads from it into the guest's RAM where no tracking sees it",
+     "use scsi-hd on the same disk, or unplug it before the move (device_del)"},
     {"virtio-mem", "it takes RAM away from the guest and gives it back while it runs",
      "give the guest all its RAM with -m and leave the device out"},
     {"virtio-pmem", "its memory is a file that is not moved", "use a disk (virtio-blk-pci)"},
@@ -89,6 +93,46 @@ static int refuse_devices(struct qmp *q, const struct qemu_facts *f, struct reas
                         "where no tracking sees it; use -netdev tap",
                         json_text(network, "id"), kind);
     }
+    return ret;
+}
+
+/* Drivers of disks by their whole names, among them those of libblkio. */
+static const struct {
+    const char *name, *why;
+} drivers[] = {
+    {"nvme", "the disk's hardware writes"},
+    {"nvme-io_uring", "the kernel writes, through pinned pages,"},
+    {"io_uring", "the kernel writes, through pinned pages,"},
+    {"virtio-blk-vfio-pci", "the disk's hardware writes"},
+    {"virtio-blk-vhost-vdpa", "the disk's hardware writes"},
+    {"virtio-blk-vhost-user", "another process writes"},
+};
+
+static void refuse_driver(const cJSON *node, struct reasons *reasons)
+{
+    const char *driver = json_text(node, "drv");
+
+    for (size_t i = 0; i < sizeof drivers / sizeof drivers[0]; i++)
+        if (strcmp(driver, drivers[i].name) == 0)
+            reasons_add(reasons,
+                        "the guest's disk with the block node %s has the driver %s: %s to the "
+                        "guest's RAM where no tracking sees it; open it by its path with the "
+                        "driver file or host_device and aio=threads",
+                        json_text(node, "node-name"), driver, drivers[i].why);
+}
+
+/* All nodes, however deep beneath a device. */
+static int refuse_drivers(struct qmp *q, struct reasons *reasons, struct error *err)
+{
+    const cJSON *node;
+    cJSON *answer;
+    int ret = qmp_call(q, &answer, err, "query-named-block-nodes", "{'flat': true}");
+
+    cJSON_ArrayForEach(node, answer)
+    {
+        refuse_driver(node, reasons);
+    }
+    cJSON_Delete(answer);
     return ret;
 }
 
@@ -255,7 +299,8 @@ int qemu_facts_refuse(struct qmp *q, pid_t pid, const struct qemu_facts *f, stru
 
     if ((ret = refuse_state(q, reasons, err)) < 0 ||
         (ret = refuse_migration(q, reasons, err)) < 0 || (ret = refuse_jobs(q, reasons, err)) < 0 ||
-        (ret = refuse_devices(q, f, reasons, notes, err)) < 0)
+        (ret = refuse_devices(q, f, reasons, notes, err)) < 0 ||
+        (ret = refuse_drivers(q, reasons, err)) < 0)
         return error_prefix(err, "asking QEMU what keeps its guest from being moved failed");
     facts_refuse_aio(pid, rings_are_disks(f), reasons);
     if (notes && !rings_are_disks(f))
