@@ -287,12 +287,20 @@ static enum verdict find_out(struct migration *m, struct error *err)
     }
 }
 
+static void entrust(struct migration *m, enum guest_holder holder)
+{
+    if (m->guest->ops->entrust)
+        m->guest->ops->entrust(m->guest, holder);
+}
+
 static void release(struct migration *m)
 {
     struct error err = {0};
 
     if (ownership_move(&m->ownership, OWNERSHIP_COMMITTING, OWNERSHIP_RELEASED, &err))
         log_line(LOG_ERROR, "%s", err.text);
+    else
+        entrust(m, GUEST_HELD_THERE);
     if (m->channel)
         channel_send(m->channel, MESSAGE_RELEASE, NULL, 0, &(struct error){0});
 }
@@ -323,12 +331,6 @@ void source_await_report(struct migration *m)
         log_line(LOG_WARNING, "%s", err.text);
     message_free(&reply);
     sharpen_downtime(m);
-}
-
-static void entrust(struct migration *m, enum guest_holder holder)
-{
-    if (m->guest->ops->entrust)
-        m->guest->ops->entrust(m->guest, holder);
 }
 
 int source_commit(struct migration *m, struct error *err)

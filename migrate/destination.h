@@ -59,6 +59,7 @@ struct incoming {
     bool is_durable; /* "may have started" is on disk: nothing is loaded before */
     struct responder *responder;
     struct address source_peer; /* the source's session port */
+    bool start_is_open;         /* it was told to start: nobody knows whether it did */
     uint8_t *state;             /* of STATE, owned */
     size_t state_size;
     struct guest_load_context load_context;

@@ -34,7 +34,8 @@ static int start_guest(struct incoming *in, struct error *err)
     if (result)
         return result;
     result = in->guest->ops->resume(in->guest, &local);
-    if (result == -EINPROGRESS)
+    in->start_is_open = result == -EINPROGRESS;
+    if (in->start_is_open)
         return error_set(err, EINPROGRESS, "%s", local.text);
     if (result) {
         result = ownership_move(&in->ownership, OWNERSHIP_STARTING, OWNERSHIP_ABORTED, err);
@@ -65,12 +66,15 @@ static void say_aborted(struct incoming *in, const char *why)
 }
 
 /* The guest ends first: one whose start was begun might go on with it. */
-static int abort_guest(struct incoming *in, const char *why, struct error *err)
+static int abort_guest(struct incoming *in, const char *why, bool force, struct error *err)
 {
     const struct guest_ops *ops = in->guest->ops;
     enum ownership_state now = ownership_get(&in->ownership); /* PREPARED, or a start is open */
-    int result = ops->kill ? ops->kill(in->guest, err) : 0;
 
+    if (in->start_is_open && !force)
+        return error_set(err, EBUSY,
+                         "the guest was told to start and has not answered: it may have run here");
+    int result = ops->kill ? ops->kill(in->guest, err) : 0;
     if (!result)
         result = ownership_move(&in->ownership, now, OWNERSHIP_ABORTED, err);
     if (result)
@@ -110,7 +114,7 @@ static int on_message(struct incoming *in, const struct message *m, struct error
     case MESSAGE_COMMIT:
         return if_recorded(start_and_say(in, err), err);
     case MESSAGE_ABORT:
-        return if_recorded(abort_guest(in, message_text(m, why, sizeof(why)), err), err);
+        return if_recorded(abort_guest(in, message_text(m, why, sizeof(why)), false, err), err);
     default:
         log_line(LOG_WARNING, "%s is no message for a prepared guest", message_name(m->type));
         return 1;
@@ -218,8 +222,14 @@ static int abort_by_operator(struct incoming *in, enum ownership_state there, bo
                  "want it gone, repeat with --force; if the source is dead, the guest is lost");
         return -EBUSY;
     }
-    int result = abort_guest(in, "given up by the operator at the destination", err);
-    snprintf(text, size, "the copy here is gone; the source may go on with the guest");
+    int result = abort_guest(in, "given up by the operator at the destination", force, err);
+    if (result == -EBUSY)
+        snprintf(text, size,
+                 "%.600s. Repeat with --force to give it up all the same: what it wrote to "
+                 "its disks stays",
+                 err->text);
+    else
+        snprintf(text, size, "the copy here is gone; the source may go on with the guest");
     return result;
 }
 
@@ -297,7 +307,8 @@ static int await_fate(struct incoming *in, struct error *err)
             result = serve_request(in, err);
         if (result == 1 && !in->channel && clock_now() >= next_ask) {
             if (ask_source(in) == OWNERSHIP_OWNER)
-                result = if_recorded(abort_guest(in, "the source has kept the guest", err), err);
+                result =
+                    if_recorded(abort_guest(in, "the source has kept the guest", true, err), err);
             next_ask = clock_now() + ASK_EVERY_MS * NS_PER_MS;
         }
         if (result != 1)
