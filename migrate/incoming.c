@@ -222,6 +222,7 @@ void incoming_free(struct incoming *in)
     if (!in)
         return;
     pthread_join(in->thread, NULL);
+    prefault_stop(in->prefault);
     responder_stop(in->responder);
     if (in->pending_socket >= 0)
         close(in->pending_socket);

@@ -326,9 +326,9 @@ static int advise(struct incoming *in, const struct extents_message *m, struct e
             e->offset % GUEST_PAGE_SIZE)
             return error_set(err, EPROTO, "the source announces memory beyond the end of region %s",
                              region->name);
-        prefault_add(in->prefault, m->region, e);
         if (in->advised == PROTO_MAX_ANNOUNCED)
             continue;
+        prefault_add(in->prefault, m->region, e);
         in->advised++;
         madvise((char *)region->host + e->offset, e->length,
                 MADV_HUGEPAGE); /* a hint: where it fails, small pages do */
@@ -397,10 +397,6 @@ static int on_round(struct incoming *in, const struct message *m, struct error *
     struct round_message round;
     int result = round_decode(m, &round, err);
 
-    if (!result && round.number > 0) {
-        prefault_stop(in->prefault);
-        in->prefault = NULL;
-    }
     if (!result)
         destination_say(in, round.paused ? "switchover" : "round %u: %llu pages", round.number,
                         (unsigned long long)round.pages);
@@ -413,6 +409,8 @@ static int on_state(struct incoming *in, struct message *m, struct error *err)
 
     if (in->state)
         return error_set(err, EPROTO, "the source sent the device state twice");
+    prefault_stop(in->prefault);
+    in->prefault = NULL;
     in->load_context.clock_offset_ns = (int64_t)wire_get_u64(&r);
     in->state_size = wire_reader_left(&r);
     in->state = malloc(in->state_size + 1);
