@@ -27,7 +27,7 @@ static bool is_free_of_it(enum record_role role, enum ownership_state there)
 {
     if (role == RECORD_SOURCE)
         return there == OWNERSHIP_ABORTED;
-    return there == OWNERSHIP_RELEASED;
+    return there == OWNERSHIP_RELEASED || there == OWNERSHIP_COMMITTING;
 }
 
 /* Whether the other end certainly has it. */
@@ -44,6 +44,8 @@ static const char *objection(const struct record_content *c, enum ownership_stat
 {
     bool resume = action == RESOLVE_RESUME;
 
+    if (resume && (c->state == OWNERSHIP_ABORTED || c->state == OWNERSHIP_RELEASED))
+        return "the guest was given up here, and the other end told so: it cannot run here";
     /* Nobody was ever told that the guest may start elsewhere. */
     if (c->role == RECORD_SOURCE && c->state == OWNERSHIP_OWNER)
         return resume || force ? NULL
@@ -64,6 +66,23 @@ static const char *objection(const struct record_content *c, enum ownership_stat
                    "stands there, repeat with --force; if you are wrong, two copies run or none";
 }
 
+/* The other end may still have to ask what became of it here. */
+static void leave_verdict(struct record *record, const struct record_content *content,
+                          enum resolve_action action)
+{
+    bool never_ran = content->state == OWNERSHIP_RECEIVING || content->state == OWNERSHIP_PREPARED;
+    struct error err = {0};
+
+    if (content->role == RECORD_SOURCE || (action == RESOLVE_DESTROY && !never_ran)) {
+        record_remove(record);
+        return;
+    }
+    if (record_set_state(record, action == RESOLVE_RESUME ? OWNERSHIP_STARTED : OWNERSHIP_ABORTED,
+                         &err))
+        log_line(LOG_ERROR, "%s", err.text);
+    record_release(record);
+}
+
 int orphan_resolve(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum resolve_action action,
                    bool force, char *text, size_t size, struct error *err)
 {
@@ -80,7 +99,7 @@ int orphan_resolve(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum resolve_actio
     const struct guest_kind *kind = guest_kind_find(content.guest_kind);
     enum ownership_state there = ask(&content);
     /* What waits there is given up before anything runs here. */
-    if (content.role == RECORD_SOURCE && action == RESOLVE_RESUME &&
+    if (content.role == RECORD_SOURCE && action == RESOLVE_RESUME && there == OWNERSHIP_PREPARED &&
         exchange_abort(&content.peer, content.token, ASK_MS, &(struct error){0}) == 0)
         there = OWNERSHIP_ABORTED;
     const char *against = objection(&content, there, action, force);
@@ -101,7 +120,7 @@ int orphan_resolve(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum resolve_actio
     snprintf(text, size,
              action == RESOLVE_RESUME ? "guest %s runs here" : "the copy of guest %s here is gone",
              content.guest_name);
-    record_remove(record);
+    leave_verdict(record, &content, action);
     return 0;
 }
 

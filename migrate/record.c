@@ -84,6 +84,7 @@ static int encode(const struct record_content *c, char out[RECORD_SIZE], struct 
     if (c->monitor.path[0]) {
         cJSON_AddStringToObject(json, "monitor", c->monitor.path);
         cJSON_AddNumberToObject(json, "guest_pid", c->monitor.pid);
+        cJSON_AddNumberToObject(json, "listener", c->monitor.listener);
         cJSON_AddNumberToObject(json, "guest_born", (double)c->monitor.born);
     }
     cJSON_AddBoolToObject(json, "uncertain", c->uncertain);
@@ -159,6 +160,7 @@ static bool read_record(int file, struct record_content *c)
         read_text(json, "kind", c->guest_kind, sizeof(c->guest_kind));
         read_text(json, "monitor", c->monitor.path, sizeof(c->monitor.path));
         c->monitor.pid = (int32_t)read_number(json, "guest_pid");
+        c->monitor.listener = (int32_t)read_number(json, "listener");
         c->monitor.born = (uint64_t)read_number(json, "guest_born");
         read_address(json, "peer", &c->peer);
         read_address(json, "peer_main", &c->peer_main);

@@ -64,9 +64,9 @@ int record_adopt(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role rol
                  struct record **out, struct record_content *content, struct error *err);
 
 /* What became of a session according to the record of `role` on this host: the state; STARTING or
- * STARTED of a dead process is OWNERSHIP_STARTED_DEAD; a RECEIVING or PREPARED one whose process is
- * dead and cannot have started it is recorded as ABORTED here and now; no record, or one that
- * another boot makes untrustworthy, is OWNERSHIP_UNKNOWN. */
+ * STARTED of a dead process is OWNERSHIP_STARTED_DEAD, unless the guest still runs and says so; a
+ * RECEIVING or PREPARED one whose process is dead and cannot have started it is recorded as ABORTED
+ * here and now; no record, or one that another boot makes untrustworthy, is OWNERSHIP_UNKNOWN. */
 enum ownership_state record_consult(const uint8_t token[TRANSPORT_TOKEN_SIZE],
                                     enum record_role role);
 

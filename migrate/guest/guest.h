@@ -122,14 +122,15 @@ struct guest {
 struct guest_monitor {
     char path[GUEST_MONITOR_SIZE]; /* absolute, of its QMP socket */
     int32_t pid;
-    uint64_t born; /* field 22 of /proc/PID/stat: clock ticks since boot */
+    int32_t listener; /* whose socket it is: QEMU's, or of what started it */
+    uint64_t born;    /* field 22 of /proc/PID/stat: clock ticks since boot */
 };
 
 /* Who has the guest, as this end may assume. */
 enum guest_holder {
     GUEST_HELD_HERE,     /* it runs here, or would if nobody were moving it */
     GUEST_HELD_IN_DOUBT, /* the other end may have it */
-    GUEST_HELD_THERE,    /* it is only on its way here */
+    GUEST_HELD_THERE,    /* the other end has it: what is here is a copy that must not run */
 };
 
 /* Every member is required unless it says "may be NULL". */

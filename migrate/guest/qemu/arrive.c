@@ -106,9 +106,22 @@ static int qemu_incoming(struct guest_host *host, const struct guest_description
     return 0;
 }
 
-static bool is_the_same(const struct guest_monitor *monitor)
+/* The very QEMU, and nobody else who listens where it did. -ENOENT: it has ended. */
+static int connect_again(const struct guest_monitor *monitor, struct qmp **out, struct error *err)
 {
-    return monitor->path[0] && monitor->born && qemu_process_born(monitor->pid) == monitor->born;
+    bool lives = monitor->born && qemu_process_born(monitor->pid) == monitor->born;
+    int result = lives ? qmp_connect(monitor->path, out, err) : -ENOENT;
+
+    if (result == 0 && qmp_peer(*out) != monitor->listener) {
+        qmp_close(*out);
+        result = -ENOENT;
+    }
+    if (result == -ENOENT) {
+        error_clear(err);
+        error_set(err, ENOENT, "the guest's QEMU (process %d, at %s) has ended", monitor->pid,
+                  monitor->path);
+    }
+    return result;
 }
 
 static bool qemu_runs(const struct guest_monitor *monitor)
@@ -117,7 +130,7 @@ static bool qemu_runs(const struct guest_monitor *monitor)
     struct qmp *qmp;
     cJSON *status = NULL;
 
-    if (!is_the_same(monitor) || qmp_connect(monitor->path, &qmp, &err))
+    if (connect_again(monitor, &qmp, &err))
         return false;
     bool runs = qmp_call(qmp, &status, &err, "query-status", NULL) == 0 &&
                 cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(status, "running"));
@@ -138,16 +151,12 @@ static int make_run(struct qemu *q, struct error *err)
 
 static int qemu_settle(const struct guest_monitor *monitor, bool run, struct error *err)
 {
-    struct qemu *q;
+    struct qemu *q = qemu_allocate();
 
-    if (!is_the_same(monitor))
-        return error_set(err, ENOENT, "the guest's QEMU (process %d, at %s) has ended",
-                         monitor->pid, monitor->path);
-    q = qemu_allocate();
     if (!q)
         return error_set(err, ENOMEM, "no memory for a guest");
     snprintf(q->name, sizeof(q->name), "at %.60s", monitor->path);
-    int result = qmp_connect(monitor->path, &q->qmp, err);
+    int result = connect_again(monitor, &q->qmp, err);
     if (!result)
         result = run ? make_run(q, err) : qmp_call(q->qmp, NULL, err, "quit", NULL);
     qemu_free(q);
