@@ -109,7 +109,7 @@ static void on_patience(uv_timer_t *timer)
 {
     struct guest_process *p = timer->data;
 
-    if (p->migration || p->busy)
+    if (p->migration || p->busy || p->stuck)
         return;
     p->leaving = p->ending = true;
     guest_process_step(p);

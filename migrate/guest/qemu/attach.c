@@ -52,6 +52,8 @@ static int look_at(struct qemu *q, struct reasons *reasons, struct reasons *note
 {
     int result = check_running(q, reasons, err);
 
+    if (!result && q->memory.count)
+        result = qemu_check_memory(q, err);
     if (!result)
         result = qemu_facts_refuse(q->qmp, q->process.pid, q->facts, reasons, notes, err);
     if (!result)

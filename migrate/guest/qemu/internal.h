@@ -50,6 +50,9 @@ static inline struct qemu *qemu_of(struct guest *g)
  * ought to be known besides goes to `notes`, which may be NULL. */
 int qemu_look(struct qemu *q, struct reasons *notes, struct error *err);
 
+/* -EBUSY: RAM is not what it was when it was opened. */
+int qemu_check_memory(struct qemu *q, struct error *err);
+
 /* A guest that has nothing yet; NULL without memory. */
 struct qemu *qemu_allocate(void);
 /* Closes and frees what there is of it; QEMU goes on. */

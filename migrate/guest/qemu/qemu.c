@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "migrate/guest/qemu/memory_files.h"
 #include "migrate/guest/qemu/tracking.h"
@@ -12,7 +13,7 @@
 #include "transport/base/log.h"
 
 enum {
-    STOP_MS = 20000, /* QEMU finishes what its disks have under way first */
+    STOP_MS = 5000, /* QEMU finishes what its disks have under way first */
     LOCK_RETRIES = 50,
     LOCK_RETRY_MS = 100, /* until the other QEMU has let the disks go */
     QUIT_MS = 3000,
@@ -28,9 +29,28 @@ static void set_throttle(struct qemu *q, unsigned percent)
         log_line(LOG_WARNING, "guest %s: %s", q->name, err.text);
 }
 
+/* Devices come and go while it runs. */
+static int renew_facts(struct qemu *q, struct error *err)
+{
+    struct qemu_facts *now;
+
+    qmp_revive(q->qmp);
+    int result = qemu_facts_gather(q->qmp, &now, err);
+    if (result)
+        return result;
+    qemu_facts_free(q->facts);
+    q->facts = now;
+    return 0;
+}
+
 static int qemu_describe(struct guest *g, struct guest_description *out, struct error *err)
 {
-    const struct qemu *q = qemu_of(g);
+    struct qemu *q = qemu_of(g);
+    bool fresh = q->arriving || clock_now() - q->looked_at < LOOK_MS * NS_PER_MS;
+    int result = fresh ? 0 : renew_facts(q, err);
+
+    if (result)
+        return result;
 
     *out = (struct guest_description){.vcpus = qemu_facts_vcpus(q->facts),
                                       .memory_bytes = q->memory.bytes,
@@ -117,6 +137,8 @@ static int qemu_prepare(struct guest *g, struct error *err)
     pid_t threads[GUEST_MAX_VCPUS];
     unsigned count;
     bool looked = clock_now() - q->looked_at < LOOK_MS * NS_PER_MS;
+
+    qmp_revive(q->qmp);
     int result = looked ? 0 : qemu_look(q, NULL, err);
 
     if (!result)
@@ -139,10 +161,10 @@ static int qemu_pause(struct guest *g, struct error *err)
 
     set_throttle(q, 0);
     int result = qmp_command(q->qmp, "stop", NULL, -1, STOP_MS, NULL, err);
-    if (result)
-        return result;
-    atomic_store(&q->paused, true);
-    return 0;
+    /* Without an answer it may stop yet: then resume has to make certain. */
+    if (result != -EREMOTEIO)
+        atomic_store(&q->paused, true);
+    return result;
 }
 
 /* Its disks may still be the other QEMU's, for the moment that one takes to end. */
@@ -161,16 +183,11 @@ static int let_run(struct qemu *q, struct error *err)
     return result;
 }
 
-/* Whether it runs, over a connection of its own: the one there was is dead. */
 static int ask_whether_running(struct qemu *q, bool *running, struct error *err)
 {
     cJSON *status = NULL;
+    int result = qmp_call(q->qmp, &status, err, "query-status", NULL);
 
-    qmp_close(q->qmp);
-    q->qmp = NULL;
-    int result = qmp_connect(q->monitor.path, &q->qmp, err);
-    if (!result)
-        result = qmp_call(q->qmp, &status, err, "query-status", NULL);
     *running = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(status, "running"));
     cJSON_Delete(status);
     return result;
@@ -217,6 +234,7 @@ static int qemu_resume(struct guest *g, struct error *err)
 
     if (!atomic_load(&q->paused))
         return 0;
+    qmp_revive(q->qmp);
     bool saved = q->disks_let_go && !q->arriving;
     int result = saved ? qemu_state_abandon(q->qmp, err) : 0;
     if (!result)
@@ -244,21 +262,29 @@ static uint64_t qemu_resumed_at(struct guest *g)
     return atomic_load(&qemu_of(g)->resumed_at);
 }
 
-/* What would make the copy at the destination another machine than this one. */
-static int check_unchanged(struct qemu *q, struct error *err)
+int qemu_check_memory(struct qemu *q, struct error *err)
 {
     char before[BACKENDS_SIZE], now[BACKENDS_SIZE];
     int result = qemu_memory_opened(&q->memory, before, sizeof(before), err);
 
     if (!result)
         result = qemu_memory_list(q->qmp, now, sizeof(now), err);
+    if (result || strcmp(now, before) == 0)
+        return result;
+    return error_set(err, EBUSY,
+                     "memory of guest %s was plugged in or taken away since wander took hold of it "
+                     "(before: %.200s; now: %.200s): end its wander process %d (the guest goes on) "
+                     "and say wander migrate qmp:%s",
+                     q->name, before, now, getpid(), q->monitor.path);
+}
+
+/* What would make the copy at the destination another machine than this one. */
+static int check_unchanged(struct qemu *q, struct error *err)
+{
+    int result = qemu_check_memory(q, err);
+
     if (result)
         return result;
-    if (strcmp(now, before) != 0)
-        return error_set(err, EBUSY,
-                         "memory of guest %s was plugged in or taken away during the migration "
-                         "(before: %.200s; now: %.200s); migrate it again",
-                         q->name, before, now);
     if (qmp_seen(q->qmp, "BALLOON_CHANGE", NULL))
         return error_set(err, EBUSY,
                          "the balloon of guest %s changed during the migration; migrate it again "
@@ -438,5 +464,6 @@ void qemu_note_monitor(struct qemu *q, const char *socket)
     snprintf(q->monitor.path, sizeof(q->monitor.path), "%s", path ? path : socket);
     free(path);
     q->monitor.pid = q->process.pid;
+    q->monitor.listener = qmp_peer(q->qmp);
     q->monitor.born = qemu_process_born(q->process.pid);
 }

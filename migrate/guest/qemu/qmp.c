@@ -281,11 +281,14 @@ int qmp_post(struct qmp *q, const char *command, cJSON *arguments, struct error 
 {
     pthread_mutex_lock(&q->lock);
     int ret = check_alive(q, command, err);
-    if (ret == 0)
-        ret =
-            send_command(q, command, arguments, -1, clock_now() + QMP_TIMEOUT_MS * NS_PER_MS, err);
-    else
+    if (ret == 0) {
+        uint64_t deadline = clock_now() + QMP_TIMEOUT_MS * NS_PER_MS;
+        ret = send_command(q, command, arguments, -1, deadline, err);
+        if (ret == -ETIMEDOUT)
+            ret = timed_out(q, command, QMP_TIMEOUT_MS, err);
+    } else {
         cJSON_Delete(arguments);
+    }
     pthread_mutex_unlock(&q->lock);
     return ret;
 }
@@ -505,6 +508,20 @@ close_qmp:
 close_socket:
     close(socket);
     return ret;
+}
+
+void qmp_revive(struct qmp *q)
+{
+    const char resync[] = {(char)RESYNC_BYTE, '\n'}; /* a command may have been sent in half */
+
+    pthread_mutex_lock(&q->lock);
+    if (q->dead.code == ETIMEDOUT) {
+        error_clear(&q->dead);
+        if (send_all(q, resync, sizeof resync, -1, clock_now() + QMP_TIMEOUT_MS * NS_PER_MS,
+                     NULL) == -ETIMEDOUT)
+            timed_out(q, "anything", QMP_TIMEOUT_MS, NULL);
+    }
+    pthread_mutex_unlock(&q->lock);
 }
 
 int qmp_adopt(int socket, struct qmp **out, struct error *err)

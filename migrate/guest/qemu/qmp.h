@@ -53,6 +53,9 @@ int qmp_await(struct qmp *q, const char *const *events, int timeout_ms, struct e
 /* True once QEMU has closed the connection, and for NULL. Does not wait. Any thread. */
 bool qmp_lost(struct qmp *q);
 
+/* Speaks again to a QEMU that did not answer in time: what it says late to the old commands is
+ * passed over. Leaves a connection alone that lives, or that QEMU has closed. */
+void qmp_revive(struct qmp *q);
 void qmp_close(struct qmp *q); /* NULL is fine */
 
 #endif
