@@ -15,6 +15,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "testbed"))
 import hosts  # noqa: E402
 
 
+BUSY, BUSY_SAMPLE = 1.5, 0.05  # from here on gaps of milliseconds mean nothing; s of CPU time
+
+
+def busy():
+    """How much longer than its own CPU time a moment of work takes here; 1 on a machine at rest."""
+    began, used = time.monotonic(), time.thread_time()
+    while time.thread_time() - used < BUSY_SAMPLE:
+        pass
+    return (time.monotonic() - began) / BUSY_SAMPLE
+
+
 class Skip(Exception):
     """Why a case cannot be tried here."""
 

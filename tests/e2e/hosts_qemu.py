@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 
-from cases import Skip, run_cases
+from cases import BUSY, Skip, busy, run_cases
 from hosts import SLOW, Failure, expect
 from remote_qemu import RemotePinger, RemoteQemuWorld
 
@@ -21,7 +21,6 @@ HOPS = 10
 # More than the downtime, and more than pings go unanswered while nothing moves: a host with one emulated CPU is late by
 # itself, up to tenths of a second.
 MEDIAN_MS, WORST_MS, TRIES = 50, 250, 3
-BUSY, BUSY_SAMPLE = 1.5, 0.05        # s of CPU time
 STAY_SECONDS = 5
 MIB = 1 << 20
 
@@ -35,14 +34,6 @@ def check_report(report, scheme, lanes, way, verify):
     if way:
         device = report["rdma"]
         expect((device["operation"], device["registration"]) == way, f"expected {way}; got {device}")
-
-
-def busy():
-    """How much longer than its own CPU time a moment of work takes here; 1 on a machine at rest."""
-    began, used = time.monotonic(), time.thread_time()
-    while time.thread_time() - used < BUSY_SAMPLE:
-        pass
-    return (time.monotonic() - began) / BUSY_SAMPLE
 
 
 class Route:

@@ -114,7 +114,7 @@ class Move:
         self.struck_at, self.struck, self.healed, self.resolved, self.forced, self.story = None, [], False, [], False, []
         self.source_qemu = self.world.qemu_pids(self.here)[0]
         self.receiver = home.receiver(self.there)
-        message, after = when if isinstance(when, tuple) else (None, False)
+        message, after = when if isinstance(when, tuple) and victim != THROTTLER else (None, False)
         self.link = Strike(self.receiver.port, message, after, self.strike, self.relent)
         self.watch.begin()
         self.migration = home.host(self.here).start_migrate(home.guest_here(), f"tcp://127.0.0.1:{self.link.port}",

@@ -7,7 +7,7 @@ import statistics
 import time
 from pathlib import Path
 
-from cases import Skip, run_cases
+from cases import BUSY, Skip, busy, run_cases
 from hosts import EXIT_FAILED, SLOW, Failure, expect, wait_until
 from qemu_world import Pinger, QemuWorld, Storm, machine, one_shot, write_lockers
 
@@ -17,7 +17,6 @@ HOT = {**LOAD, "ram": 48, "ram_rate": 20000}  # 80 MB/s: more than the links of 
 SLOW_LINK = "rate=40M"
 HOPS = 10
 MEDIAN_MS, WORST_MS, TRIES = 50, 250, 3
-BUSY, BUSY_SAMPLE = 1.5, 0.05        # s of CPU time
 SLOW_READS_MS = 20
 CACHES = {"none": "raw", "writeback": "qcow2"}
 FORGOTTEN = "fault=skip@1"           # the first transfer has the first pages of RAM, which are never written again
@@ -65,14 +64,6 @@ def expect_disk_is_here(world, here):
 
 def equal(report):
     expect(report["verified"] and report["verified_chunks"] > 0, f"expected all memory to be compared; got {report}")
-
-
-def busy():
-    """How much longer than its own CPU time a moment of work takes here; 1 on a machine at rest."""
-    began, used = time.monotonic(), time.thread_time()
-    while time.thread_time() - used < BUSY_SAMPLE:
-        pass
-    return (time.monotonic() - began) / BUSY_SAMPLE
 
 
 def undisturbed_hops(route, count, options):

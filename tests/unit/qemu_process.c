@@ -5,6 +5,8 @@
 #include <dlfcn.h>
 #include <glob.h>
 #include <gnu/libc-version.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 #include "qemu_machine.h"
@@ -35,6 +37,13 @@ Test(qemu_process, commands)
         {{"qemu", "-netdev", "tap,fds=3:4,id=n"}, "fds=3:4"},
         {{"qemu", "-netdev", "tap,id=n,ifname=tap0,vhostfd=4"}, "vhostfd=4"},
         {{"qemu", "-netdev", "stream,id=n,addr.type=fd,addr.str=3"}, "addr.type=fd"},
+        {{"qemu", "-netdev", "{\"type\":\"tap\",\"id\":\"n\",\"ifname\":\"fd\"}"}, NULL},
+        {{"qemu", "-netdev", "{\"type\":\"tap\",\"fd\":\"3\"}"}, "\"fd\":"},
+        {{"qemu", "-netdev", "{\"type\":\"tap\",\"fds\" : \"3:4\"}"}, "\"fds\""},
+        {{"qemu", "-netdev", "{'type':'tap','vhostfd':'3'}"}, "'vhostfd'"},
+        {{"qemu", "-netdev", "{\"addr\": {\"type\": \"fd\", \"str\": \"3\"}}"}, "\"fd\""},
+        {{"qemu", "-drive", "file=/dev/fdset/1,if=virtio"}, "/dev/fdset/1"},
+        {{"qemu", "-blockdev", "{\"driver\":\"file\",\"filename\":\"/dev/fdset/2\"}"}, "fdset/2"},
     };
 
     for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
@@ -253,6 +262,84 @@ Test(qemu_process, failed_starts)
         cr_expect(rmdir(folder) == 0 && mkdir(folder, 0700) == 0, "%s: something stayed in %s",
                   f->name, folder);
     }
+    remove_folder(folder);
+}
+
+/* Listens, or was left by one who did. */
+static int make_listener(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    strcpy(address.sun_path, path);
+    cr_assert(bind(listener, (struct sockaddr *)&address, sizeof(address)) == 0 &&
+                  listen(listener, 0) == 0,
+              "cannot listen at %s: %s", path, strerror(errno));
+    return listener;
+}
+
+static int try_start(const char *folder, struct error *err)
+{
+    struct qemu_process p;
+    int ret = qemu_process_start((char *const[]){"true", NULL}, folder, "web", &p, err);
+
+    if (ret == 0)
+        qemu_process_end(&p, true, END_MS, NULL);
+    qemu_process_close(&p);
+    return ret;
+}
+
+/* Heard or not: the first call waits to be taken, the next find no room to wait. */
+Test(qemu_process, a_living_qemu_of_that_name_is_left_alone)
+{
+    char folder[64], path[96], log[96];
+
+    use_some_library();
+    make_folder(folder, sizeof(folder));
+    snprintf(path, sizeof(path), "%s/web.qmp", folder);
+    snprintf(log, sizeof(log), "%s/web.qemu.log", folder);
+    int listener = make_listener(path);
+    close(open(log, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    for (int i = 0; i < 2; i++) {
+        struct error err = {0};
+        int ret = try_start(folder, &err);
+        cr_expect_eq(ret, -EBUSY, "start %d: %d (%s), expected %d", i, ret, err.text, -EBUSY);
+        cr_expect(strstr(err.text, "guest web") && strstr(err.text, "wander migrate qmp:") &&
+                      strstr(err.text, path),
+                  "start %d: '%s', expected the guest and the remedy", i, err.text);
+        cr_expect(access(path, F_OK) == 0 && access(log, F_OK) == 0,
+                  "start %d: the living one's socket or log is gone", i);
+    }
+    close(listener);
+    struct error err = {0};
+    cr_expect_eq(try_start(folder, &err), 0, "after its end: %s", err.text);
+    cr_expect(access(log, F_OK) < 0, "the log stayed");
+    remove_folder(folder);
+}
+
+/* Ended without an answer, whatever lies in its places is another's. */
+Test(qemu_process, what_another_made_since_is_left)
+{
+    char folder[64], path[108], log[256];
+    struct qemu_process p;
+    struct error err = {0};
+
+    use_some_library();
+    make_folder(folder, sizeof(folder));
+    cr_assert_eq(qemu_process_start((char *const[]){"sleep", "60", NULL}, folder, "web", &p, &err),
+                 0, "start: %s", err.text);
+    strcpy(path, p.socket);
+    strcpy(log, p.log);
+    char aside[sizeof(log) + 8];
+    snprintf(aside, sizeof(aside), "%s.aside", log);
+    cr_assert_eq(rename(log, aside), 0);
+    int listener = make_listener(path), file = open(log, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    cr_expect_eq(qemu_process_end(&p, true, END_MS, &err), 0, "end: %s", err.text);
+    cr_expect_eq(access(path, F_OK), 0, "another's socket is gone");
+    cr_expect_eq(access(log, F_OK), 0, "another's log is gone");
+    qemu_process_close(&p);
+    close(listener);
+    close(file);
     remove_folder(folder);
 }
 
