@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,6 +20,8 @@
 enum {
     GREETING_LIMIT_S = 20,
     CONNECT_EVERY_MS = 10,
+    END_LIMIT_MS = 2000, /* of an earlier QEMU that may be on its way out */
+    END_EVERY_MS = 200,
     ADDED_ARGUMENTS = 4, /* -incoming defer -qmp unix:… */
     LAST_WORDS = 400,
 };
@@ -40,6 +45,12 @@ static const struct refusal refused_options[] = {
 static const char *const refused_fields[] = {
     "fd=", "fds=", "vhostfd=", "vhostfds=", "addr.type=fd"};
 
+/* The same in arguments that are JSON. */
+static const struct {
+    const char *name, *value; /* NULL: whatever it is */
+} refused_members[] = {
+    {"fd", NULL}, {"fds", NULL}, {"vhostfd", NULL}, {"vhostfds", NULL}, {"type", "fd"}};
+
 #define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
 
 static const struct refusal *find_refusal(const char *argument)
@@ -53,7 +64,7 @@ static const struct refusal *find_refusal(const char *argument)
 }
 
 /* Whether a part between commas begins with one of the fields that want an open descriptor. */
-static bool wants_descriptor(const char *argument)
+static bool has_refused_field(const char *argument)
 {
     for (const char *part = argument; part; part = strchr(part, ',')) {
         part += *part == ',';
@@ -62,6 +73,42 @@ static bool wants_descriptor(const char *argument)
                 return true;
     }
     return false;
+}
+
+/* What follows `word` and its quotes; NULL when it is not here. QEMU takes either kind of quotes.
+ */
+static const char *skip_quoted(const char *text, const char *word)
+{
+    size_t length = strlen(word);
+    bool here = (*text == '"' || *text == '\'') && strncmp(text + 1, word, length) == 0 &&
+                text[length + 1] == *text;
+
+    return here ? text + length + 2 : NULL;
+}
+
+static bool is_member(const char *text, const char *name, const char *value)
+{
+    const char *at = skip_quoted(text, name);
+
+    if (!at)
+        return false;
+    at += strspn(at, " \t\r\n");
+    return *at == ':' && (!value || skip_quoted(at + 1 + strspn(at + 1, " \t\r\n"), value));
+}
+
+static bool has_refused_member(const char *argument)
+{
+    for (const char *at = *argument == '{' ? argument : ""; *at; at++)
+        for (size_t i = 0; i < LENGTH(refused_members); i++)
+            if (is_member(at, refused_members[i].name, refused_members[i].value))
+                return true;
+    return false;
+}
+
+static bool wants_descriptor(const char *argument)
+{
+    return has_refused_field(argument) || has_refused_member(argument) ||
+           strstr(argument, "/dev/fdset/");
 }
 
 int qemu_command_check(char *const *command, struct error *err)
@@ -212,15 +259,73 @@ static int make_paths(const char *runtime, const char *name, struct qemu_process
     return 0;
 }
 
-/* What a dead one of the same name left is removed first. */
-static int open_log(const struct qemu_process *p, struct error *err)
+/* The error with which a monitor's socket does not answer; 0: somebody listens there. */
+static int knock(const char *path)
 {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int knocker = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int ret = knocker < 0 ? -errno : 0;
+
+    memcpy(address.sun_path, path, strnlen(path, sizeof(address.sun_path) - 1));
+    if (ret == 0 && connect(knocker, (struct sockaddr *)&address, sizeof(address)) < 0)
+        ret = errno == EAGAIN ? 0 : -errno; /* too many wait to be heard */
+    if (knocker >= 0)
+        close(knocker);
+    return ret;
+}
+
+/* Makes sure that no QEMU has the monitor's place: the one of an earlier move may run on there. */
+static int expect_nobody(const struct qemu_process *p, const char *name, struct error *err)
+{
+    uint64_t deadline = clock_now() + END_LIMIT_MS * NS_PER_MS;
+    int ret = knock(p->socket);
+
+    while (ret == 0 && clock_now() < deadline) {
+        clock_sleep_until(clock_now() + END_EVERY_MS * NS_PER_MS);
+        ret = knock(p->socket);
+    }
+    if (ret == 0)
+        return error_set(err, EBUSY,
+                         "a QEMU of guest %s runs here already, at %s: move it with wander migrate "
+                         "qmp:%s, or end it",
+                         name, p->socket, p->socket);
+    if (ret == -ECONNREFUSED || ret == -ENOENT)
+        return 0;
+    return error_set_errno(err, -ret, "cannot tell whether a QEMU of guest %s runs at %s", name,
+                           p->socket);
+}
+
+/* What a dead one of the same name left is removed first. */
+static int open_log(struct qemu_process *p, struct error *err)
+{
+    struct stat status;
     int file;
 
     unlink(p->socket);
     unlink(p->log);
     file = open(p->log, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_APPEND | O_CLOEXEC, 0600);
-    return file < 0 ? error_set_errno(err, errno, "cannot make QEMU's log %s", p->log) : file;
+    if (file < 0)
+        return error_set_errno(err, errno, "cannot make QEMU's log %s", p->log);
+    p->log_inode = fstat(file, &status) == 0 ? status.st_ino : 0;
+    return file;
+}
+
+static void note_socket(struct qemu_process *p)
+{
+    struct stat status;
+
+    if (lstat(p->socket, &status) == 0 && S_ISSOCK(status.st_mode))
+        p->socket_inode = status.st_ino;
+}
+
+/* Unless it is another's by now. */
+static void remove_own(char *path, ino_t inode)
+{
+    struct stat status;
+
+    if (path[0] && lstat(path, &status) == 0 && status.st_ino == inode)
+        unlink(path);
+    path[0] = '\0';
 }
 
 static int spawn_qemu(const struct spawn *how, struct qemu_process *p, struct error *err)
@@ -229,7 +334,7 @@ static int spawn_qemu(const struct spawn *how, struct qemu_process *p, struct er
 
     if (ret == 0)
         return 0;
-    unlink(p->log);
+    remove_own(p->log, p->log_inode);
     return error_set_errno(err, -ret, "cannot start %.200s", how->program);
 }
 
@@ -290,6 +395,7 @@ int qemu_process_connect(struct qemu_process *p, struct qmp **qmp, struct error 
 
     while (poll(&end, 1, CONNECT_EVERY_MS) <= 0) {
         error_clear(&last);
+        note_socket(p);
         int ret = qmp_connect(p->socket, qmp, &last);
         if (ret == 0)
             return 0;
@@ -309,6 +415,8 @@ int qemu_process_start(char *const *command, const char *runtime, const char *na
     *out = (struct qemu_process){.handle = -1};
     if (ret == 0)
         ret = make_paths(runtime, name, out, err);
+    if (ret == 0)
+        ret = expect_nobody(out, name, err);
     if (ret == 0)
         ret = preload_setting(&preload, err);
     if (ret < 0)
@@ -330,11 +438,8 @@ int qemu_process_end(struct qemu_process *p, bool kill, int timeout_ms, struct e
     if (spawn_await_end(p->handle, timeout_ms, &status) < 0)
         return error_set(err, ETIMEDOUT, "QEMU (process %d) did not end within %d ms", p->pid,
                          timeout_ms);
-    if (p->socket[0])
-        unlink(p->socket);
-    if (p->log[0])
-        unlink(p->log);
-    p->socket[0] = p->log[0] = '\0';
+    remove_own(p->socket, p->socket_inode);
+    remove_own(p->log, p->log_inode);
     return 0;
 }
 
