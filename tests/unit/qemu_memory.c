@@ -1,10 +1,12 @@
 /* The RAM of real QEMUs: found, mapped and refused. */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "migrate/guest/qemu/memory.h"
@@ -210,19 +212,18 @@ Test(qemu_memory, present_are_the_touched_pages, .timeout = 120)
     fixture_stop(&qemu);
 }
 
-/* A region that begins within its file (the property "offset" of newer QEMUs), with a hole before
- * and data behind it. */
+/* A file with a hole at its beginning, and data behind the region's end. */
 Test(qemu_memory, present_keeps_to_the_part_of_the_file)
 {
-    struct qemu_memory m = {.count = 1, .regions = {{.size = 1 << 20}}, .offset = {1 << 20}};
+    struct qemu_memory m = {.count = 1, .regions = {{.size = 1 << 20}}};
     struct extent_list list = {0};
     struct error err = {0};
 
     m.file[0] = memfd_create("part", MFD_CLOEXEC);
     cr_assert_eq(ftruncate(m.file[0], 4 << 20), 0);
-    cr_assert_eq(pwrite(m.file[0], "x", 1, 0), 1);
-    cr_assert_eq(pwrite(m.file[0], "x", 1, (1 << 20) + 8192), 1);
-    cr_assert_eq(pwrite(m.file[0], "xx", 2, (2 << 20) - 1), 2);
+    cr_assert_eq(pwrite(m.file[0], "x", 1, 8192), 1);
+    cr_assert_eq(pwrite(m.file[0], "xx", 2, (1 << 20) - 1), 2);
+    cr_assert_eq(pwrite(m.file[0], "x", 1, 3 << 20), 1);
     cr_assert_eq(qemu_memory_present(&m, 0, &list, &err), 0, "%s", err.text);
     cr_assert_eq(list.count, 2, "%zu extents", list.count);
     cr_expect_eq(list.extents[0].offset, 8192);
@@ -233,6 +234,83 @@ Test(qemu_memory, present_keeps_to_the_part_of_the_file)
     extent_list_free(&list);
     close(m.file[0]);
     cr_expect_eq(qemu_memory_present(&m, 0, &list, &err), -EBADF, "a closed file is no error");
+}
+
+/* Newer QEMUs can have a backend begin within its file; a monitor that says so stands in for one.
+ */
+struct shifted {
+    int socket;
+    const char *offset, *file;
+};
+
+static void *answer_as_shifted(void *shifted)
+{
+    const struct shifted *s = shifted;
+    FILE *in = fdopen(s->socket, "r+");
+    char *line = NULL, id[128], path[96];
+    size_t size = 0;
+
+    snprintf(path, sizeof path, "\"%s\"", s->file);
+    const char *const answers[][2] = {
+        {"\"query-memdev\"", "[{\"id\": \"r\", \"size\": 1048576}]"},
+        {"\"query-memory-size-summary\"", "{\"base-memory\": 1048576}"},
+        {"\"type\"", "\"memory-backend-file\""},
+        {"\"mem-path\"", path},
+        {"\"share\"", "true"},
+        {"\"readonly\"", "false"},
+        {"\"offset\"", s->offset},
+    };
+    while (getline(&line, &size, in) > 0) {
+        const char *text = "{}", *at = strstr(line, "\"id\":\"");
+        if (!at || sscanf(at, "\"id\":\"%127[^\"]", id) != 1)
+            continue;
+        for (size_t i = 0; i < sizeof answers / sizeof answers[0]; i++)
+            if (strstr(line, answers[i][0]))
+                text = answers[i][1];
+        dprintf(s->socket, "{\"return\": %s, \"id\": \"%s\"}\r\n", text, id);
+    }
+    free(line);
+    fclose(in);
+    return NULL;
+}
+
+static void check_offset(const char *offset, unsigned expected)
+{
+    char path[] = "/dev/shm/wander-unit-XXXXXX";
+    int file = mkstemp(path), ends[2];
+    struct shifted s = {.offset = offset, .file = path};
+    struct reasons reasons = {0};
+    struct error err = {0};
+    struct qemu_memory m;
+    pthread_t thread;
+    struct qmp *q;
+
+    cr_assert_eq(ftruncate(file, 4 << 20), 0);
+    cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    s.socket = ends[1];
+    cr_assert_eq(pthread_create(&thread, NULL, answer_as_shifted, &s), 0);
+    cr_assert_eq(qmp_adopt(ends[0], &q, &err), 0, "%s", err.text);
+    cr_expect_eq(qemu_memory_open(q, &m, &reasons, &err), 0, "offset %s: %s", offset, err.text);
+    cr_expect_eq(reasons.count, expected, "offset %s: %u reasons, expected %u: %s", offset,
+                 reasons.count, expected, reasons.text);
+    cr_expect(!expected || (strstr(reasons.text, "RAM r of the guest begins within its file") &&
+                            strstr(reasons.text, "start QEMU with -object")),
+              "offset %s: '%s', expected what it is and the remedy", offset, reasons.text);
+    cr_expect_eq(m.count, !expected, "offset %s: %u regions, expected %d", offset, m.count,
+                 !expected);
+    qemu_memory_close(&m);
+    qmp_close(q);
+    pthread_join(thread, NULL);
+    reasons_free(&reasons);
+    close(file);
+    unlink(path);
+}
+
+Test(qemu_memory, a_part_of_a_file_is_refused)
+{
+    check_offset("0", 0);
+    check_offset("1048576", 1);
+    check_offset("1e19", 1);
 }
 
 /* Somebody removed the file and made another of the same name: ours is not QEMU's. */

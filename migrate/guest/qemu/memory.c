@@ -21,7 +21,7 @@ struct backend {
     char object[128]; /* its path in QEMU's tree */
     char type[32], mem_path[256];
     bool share, readonly;
-    uint64_t offset; /* in its file */
+    bool shifted; /* it begins within its file */
 };
 
 static int by_id(const void *a, const void *b)
@@ -68,8 +68,7 @@ static int ask_backend(struct qmp *q, const cJSON *item, struct backend *b, stru
         (ret = qom_get_bool(q, b->object, "readonly", &b->readonly, err)) < 0 ||
         (ret = qom_get(q, b->object, "offset", &offset, err)) < 0)
         return ret;
-    if (cJSON_IsNumber(offset) && offset->valuedouble > 0)
-        b->offset = (uint64_t)offset->valuedouble;
+    b->shifted = cJSON_IsNumber(offset) && offset->valuedouble != 0;
     cJSON_Delete(offset);
     return 0;
 }
@@ -102,8 +101,13 @@ static bool check_backend(const struct backend *b, struct reasons *reasons)
         refuse(reasons, b, "is private to QEMU (share=off), so %s does not hold it", b->mem_path);
     else if (b->readonly)
         refuse(reasons, b, "is read-only (readonly=on)");
-    if (b->size == 0 || b->size % GUEST_PAGE_SIZE || b->offset % GUEST_PAGE_SIZE)
-        refuse(reasons, b, "has a size or offset that is no multiple of %d bytes", GUEST_PAGE_SIZE);
+    else if (b->shifted)
+        refuse(reasons, b,
+               "begins within its file %s (offset=), and tracking knows only files that it has "
+               "from their beginning",
+               b->mem_path);
+    if (b->size == 0 || b->size % GUEST_PAGE_SIZE)
+        refuse(reasons, b, "has a size that is no multiple of %d bytes", GUEST_PAGE_SIZE);
     if (strlen(b->id) >= sizeof((struct guest_region *)0)->name)
         refuse(reasons, b, "has a name of more than %zu bytes; give it a shorter one",
                sizeof((struct guest_region *)0)->name - 1);
@@ -139,7 +143,7 @@ static bool check_file(int file, const struct backend *b, struct reasons *reason
                b->mem_path, format_size(filesystem.f_bsize, grain, sizeof grain));
     else if (!S_ISREG(status.st_mode))
         refuse(reasons, b, "is in %s, which is no regular file", b->mem_path);
-    else if ((uint64_t)status.st_size < b->offset || (uint64_t)status.st_size - b->offset < b->size)
+    else if ((uint64_t)status.st_size < b->size)
         refuse(reasons, b, "has %llu bytes, but its file %s only %llu", (unsigned long long)b->size,
                b->mem_path, (unsigned long long)status.st_size);
     return reasons->count == before;
@@ -166,7 +170,7 @@ static int open_file(struct qmp *q, const struct backend *b, struct reasons *rea
 static int add_region(struct qemu_memory *m, const struct backend *b, int file, struct error *err)
 {
     unsigned i = m->count;
-    void *host = mmap(NULL, b->size, PROT_READ | PROT_WRITE, MAP_SHARED, file, (off_t)b->offset);
+    void *host = mmap(NULL, b->size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
 
     if (host == MAP_FAILED)
         return error_set_errno(err, errno, "mapping the guest's RAM in %s failed", b->mem_path);
@@ -174,7 +178,6 @@ static int add_region(struct qemu_memory *m, const struct backend *b, int file, 
         (struct guest_region){.id = i, .size = b->size, .host = host, .backing = GUEST_NAMED_FILE};
     strcpy(m->regions[i].name, b->id);
     strcpy(m->path[i], b->mem_path);
-    m->offset[i] = b->offset;
     m->file[i] = file;
     m->bytes += b->size;
     m->count++;
@@ -257,10 +260,10 @@ int qemu_memory_present(const struct qemu_memory *m, uint32_t region, struct ext
                         struct error *err)
 {
     const uint64_t page = GUEST_PAGE_SIZE;
-    uint64_t base = m->offset[region], size = m->regions[region].size, at = 0;
+    uint64_t size = m->regions[region].size, at = 0;
 
     while (at < size) {
-        off_t data = lseek(m->file[region], base + at, SEEK_DATA);
+        off_t data = lseek(m->file[region], (off_t)at, SEEK_DATA);
         off_t hole = data < 0 ? -1 : lseek(m->file[region], data, SEEK_HOLE);
 
         if (data < 0 && errno == ENXIO)
@@ -268,8 +271,8 @@ int qemu_memory_present(const struct qemu_memory *m, uint32_t region, struct ext
         if (data < 0 || hole < 0)
             return error_set_errno(err, errno, "looking for the touched pages of %s failed",
                                    m->path[region]);
-        uint64_t begin = (data - base) / page * page;
-        uint64_t end = (hole - base + page - 1) / page * page;
+        uint64_t begin = data / page * page;
+        uint64_t end = (hole + page - 1) / page * page;
         begin = begin < at ? at : begin;
         end = end > size ? size : end;
         if (begin >= size)

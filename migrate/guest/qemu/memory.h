@@ -10,17 +10,17 @@ struct qemu_memory {
     struct guest_region
         regions[GUEST_MAX_REGIONS];      /* named as the backends; `host` is our mapping */
     uint64_t address[GUEST_MAX_REGIONS]; /* where QEMU has it mapped; 0 before qemu_memory_locate */
-    uint64_t offset[GUEST_MAX_REGIONS];  /* of the region in its file */
-    int file[GUEST_MAX_REGIONS];
+    int file[GUEST_MAX_REGIONS];         /* each holds its region from its beginning */
     char path[GUEST_MAX_REGIONS][256];
     uint64_t bytes; /* all regions together */
 };
 
 /* Asks QEMU for its backends (query-memdev, qom-get), sorted by name, opens and maps their files.
  * Adds a reason, with the remedy, for everything that keeps them from being moved: none at all, not
- * shared, no named file (memfd, anonymous), hugetlbfs (tracking would have its grain of a huge
- * page: named with its size), RAM that no backend holds (query-memory-size-summary), too many. 0
- * with or without reasons; -errno when QEMU does not answer. */
+ * shared, no named file (memfd, anonymous) or not from its beginning, hugetlbfs (tracking would
+ * have its grain of a huge page: named with its size), RAM that no backend holds
+ * (query-memory-size-summary), too many. 0 with or without reasons; -errno when QEMU does not
+ * answer. */
 int qemu_memory_open(struct qmp *q, struct qemu_memory *out, struct reasons *reasons,
                      struct error *err);
 /* Finds the QEMU process: `hint` (or 0) if it maps the files, else whichever does, and where it has

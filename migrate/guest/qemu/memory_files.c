@@ -61,7 +61,7 @@ static int punch(const struct qemu_memory *m, unsigned i)
 {
     int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 
-    return fallocate(m->file[i], mode, (off_t)m->offset[i], (off_t)m->regions[i].size) ? -errno : 0;
+    return fallocate(m->file[i], mode, 0, (off_t)m->regions[i].size) ? -errno : 0;
 }
 
 int qemu_memory_clear(const struct qemu_memory *m, pid_t owner, struct error *err)

@@ -43,14 +43,13 @@ static void match(const struct qemu_memory *m, const struct stat *files, const s
                   struct found *found)
 {
     for (unsigned i = 0; i < m->count; i++) {
-        uint64_t low = m->offset[i], high = low + m->regions[i].size;
+        uint64_t size = m->regions[i].size;
         uint64_t begin = at->offset, end = begin + (at->end - at->begin);
 
         if (!at->shared || at->inode != files[i].st_ino || at->device != files[i].st_dev)
             continue;
-        begin = begin < low ? low : begin;
-        end = end > high ? high : end;
-        uint64_t address = at->begin + low - at->offset;
+        end = end > size ? size : end;
+        uint64_t address = at->begin - at->offset;
         if (begin >= end || (found[i].covered && found[i].address != address))
             continue;
         found[i].address = address;
