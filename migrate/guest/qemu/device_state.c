@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "migrate/guest/qemu/run_state.h"
 #include "transport/base/clock.h"
 
 #define STREAM_NAME "w" /* what QEMU knows its end of the stream as */
@@ -49,16 +50,6 @@ static int ask_standing(struct qmp *q, struct standing *out, struct error *err)
     return ret;
 }
 
-static bool is_over(const struct standing *s)
-{
-    static const char *const over[] = {"", "none", "completed", "failed", "cancelled"};
-
-    for (size_t i = 0; i < sizeof(over) / sizeof(over[0]); i++)
-        if (strcmp(s->status, over[i]) == 0)
-            return true;
-    return false;
-}
-
 /* Until QEMU says something new of its migration, or for a moment. */
 static int await_news(struct qmp *q, struct error *err)
 {
@@ -86,7 +77,7 @@ static int await_end(struct qmp *q, struct standing *out, uint64_t deadline, str
         return 0;
     int ret = ask_standing(q, out, err);
 
-    while (ret == 0 && (!is_over(out) || !out->status[0])) {
+    while (ret == 0 && (!qemu_migration_is_over(out->status) || !out->status[0])) {
         if (clock_now() > deadline)
             return error_set(err, ETIMEDOUT,
                              "QEMU did not come to an end with its device state: it is still '%s'",
@@ -98,28 +89,18 @@ static int await_end(struct qmp *q, struct standing *out, uint64_t deadline, str
     return ret;
 }
 
-static int ask_run_state(struct qmp *q, char *out, size_t size, struct error *err)
-{
-    cJSON *answer = NULL;
-    int ret = qmp_call(q, &answer, err, "query-status", NULL);
-
-    copy_text(out, size, answer, "status");
-    cJSON_Delete(answer);
-    return ret;
-}
-
 /* Waits for QEMU to leave the state in which it would refuse to continue. It nearly always has
  * already. */
 static int await_settled(struct qmp *q, uint64_t deadline, struct error *err)
 {
     char state[32];
-    int ret = ask_run_state(q, state, sizeof(state), err);
+    int ret = qemu_run_state(q, state, sizeof(state), err);
 
     while (ret == 0 && strcmp(state, "finish-migrate") == 0) {
         if (clock_now() > deadline)
             return error_set(err, ETIMEDOUT, "QEMU does not leave the state 'finish-migrate'");
         clock_sleep_until(clock_now() + NS_PER_MS);
-        ret = ask_run_state(q, state, sizeof(state), err);
+        ret = qemu_run_state(q, state, sizeof(state), err);
     }
     return ret;
 }
@@ -200,8 +181,10 @@ static int drain(int stream, struct guest_state *out, uint64_t deadline, struct 
         ret = total > GUEST_MAX_STATE ? -EFBIG : guest_state_append(out, buffer, (size_t)n);
         if (ret == -EFBIG)
             return error_set(err, EFBIG,
-                             "QEMU's device state has more than %d MiB: guest RAM is in it. All of "
-                             "it must be in files: -object memory-backend-file,share=on,…",
+                             "QEMU's device state has more than %d MiB: guest RAM or large video "
+                             "memory is in it. RAM must be in files (-object "
+                             "memory-backend-file,share=on,…); give the video card less memory "
+                             "(vgamem_mb=8), or have none (-vga none)",
                              GUEST_MAX_STATE >> 20);
         if (ret < 0)
             return error_set_errno(err, -ret, "cannot keep QEMU's device state");
@@ -257,7 +240,7 @@ static int expect_held(struct qmp *q, struct error *err)
 {
     static const char *const held[] = {"paused", "prelaunch", "postmigrate", "suspended"};
     char state[32];
-    int ret = ask_run_state(q, state, sizeof(state), err);
+    int ret = qemu_run_state(q, state, sizeof(state), err);
 
     for (size_t i = 0; ret == 0 && i < sizeof(held) / sizeof(held[0]); i++)
         if (strcmp(state, held[i]) == 0)
@@ -293,9 +276,9 @@ int qemu_state_abandon(struct qmp *q, struct error *err)
     struct standing standing;
     int ret = ask_standing(q, &standing, err);
 
-    if (ret == 0 && !is_over(&standing))
+    if (ret == 0 && !qemu_migration_is_over(standing.status))
         ret = qmp_call(q, NULL, err, "migrate_cancel", NULL);
-    while (ret == 0 && !is_over(&standing)) {
+    while (ret == 0 && !qemu_migration_is_over(standing.status)) {
         if (clock_now() > deadline)
             return error_set(err, ETIMEDOUT, "QEMU does not end its own migration: it is '%s'",
                              standing.status);

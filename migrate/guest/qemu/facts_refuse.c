@@ -6,6 +6,7 @@
 #include <sys/vfs.h>
 
 #include "migrate/guest/qemu/facts_internal.h"
+#include "migrate/guest/qemu/run_state.h"
 
 enum { NAME_SIZE = 256, XFS_MAGIC = 0x58465342 };
 
@@ -155,25 +156,13 @@ static const struct {
 
 static int refuse_state(struct qmp *q, struct reasons *reasons, struct error *err)
 {
-    cJSON *answer;
-    int ret = qmp_call(q, &answer, err, "query-status", NULL);
-    const char *status = json_text(answer, "status");
+    char status[32];
+    int ret = qemu_run_state(q, status, sizeof status, err);
 
     for (size_t i = 0; i < sizeof states / sizeof states[0]; i++)
         if (strcmp(status, states[i].status) == 0)
             reasons_add(reasons, "the guest is in the state %s: %s", status, states[i].remedy);
-    cJSON_Delete(answer);
     return ret;
-}
-
-static bool is_over(const char *status)
-{
-    static const char *const over[] = {"", "none", "completed", "failed", "cancelled"};
-
-    for (size_t i = 0; i < sizeof over / sizeof over[0]; i++)
-        if (strcmp(status, over[i]) == 0)
-            return true;
-    return false;
 }
 
 static int refuse_migration(struct qmp *q, struct reasons *reasons, struct error *err)
@@ -182,7 +171,7 @@ static int refuse_migration(struct qmp *q, struct reasons *reasons, struct error
     cJSON *answer;
     int ret = qmp_call(q, &answer, err, "query-migrate", NULL);
 
-    if (!is_over(json_text(answer, "status")))
+    if (!qemu_migration_is_over(json_text(answer, "status")))
         reasons_add(reasons,
                     "another migration of this guest is under way (query-migrate says %s); wait "
                     "for its end, or end it (migrate_cancel)",

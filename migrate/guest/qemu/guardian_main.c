@@ -9,6 +9,7 @@
 
 #include "migrate/guest/qemu/device_state.h"
 #include "migrate/guest/qemu/guardian.h"
+#include "migrate/guest/qemu/run_state.h"
 #include "transport/base/clock.h"
 #include "transport/base/log.h"
 
@@ -61,18 +62,6 @@ static cJSON *read_undo(void)
     return undo;
 }
 
-static int ask_run_state(struct qmp *q, char *out, size_t size, struct error *err)
-{
-    cJSON *answer = NULL;
-    int ret = qmp_call(q, &answer, err, "query-status", NULL);
-    const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(answer, "status"));
-
-    strncpy(out, text ? text : "", size - 1);
-    out[size - 1] = '\0';
-    cJSON_Delete(answer);
-    return ret;
-}
-
 static int let_run(struct qmp *q, struct error *err)
 {
     uint64_t deadline = clock_now() + CONTINUE_LIMIT_S * NS_PER_S;
@@ -97,22 +86,21 @@ static bool may_run(const char *state)
 static int bring_back(struct qmp *q, const cJSON *undo, struct error *err)
 {
     char state[32];
-    int ret = ask_run_state(q, state, sizeof(state), err);
+    int ret = qemu_run_state(q, state, sizeof(state), err);
 
     if (ret == 0 && strcmp(state, "running") != 0)
         ret = qemu_state_abandon(q, err);
     if (ret < 0)
         return ret;
     qemu_settings_replay(q, undo);
-    ret = ask_run_state(q, state, sizeof(state), err);
+    ret = qemu_run_state(q, state, sizeof(state), err);
     if (ret < 0 || strcmp(state, "running") == 0)
         return ret;
     if (!may_run(state))
         return error_set(err, EPERM, "it is '%s', which is not wander's doing", state);
     ret = let_run(q, err);
     if (ret == 0)
-        qmp_call(q, NULL, NULL, "announce-self",
-                 "{'initial': 50, 'max': 550, 'rounds': 5, 'step': 100}");
+        qmp_command(q, "announce-self", qemu_announcement(), -1, QMP_TIMEOUT_MS, NULL, NULL);
     return ret;
 }
 
