@@ -159,8 +159,9 @@ class Move:
                 self.link.silent.set()
             return True
         for pid in self.victims():
-            os.kill(pid, signal.SIGSTOP if self.victim in (STOPPED, RELENTING) else signal.SIGKILL)
-            self.struck.append(pid)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGSTOP if self.victim in (STOPPED, RELENTING) else signal.SIGKILL)
+                self.struck.append(pid)
         if self.struck:
             self.struck_at = time.time()
         return bool(self.struck)
