@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "migrate/guest/qemu/memory_files.h"
+#include "migrate/guest/qemu/run_state.h"
 #include "migrate/guest/qemu/tracking.h"
 #include "transport/base/clock.h"
 #include "transport/base/log.h"
@@ -220,10 +221,9 @@ static int start(struct qemu *q, struct error *err)
  * it is. */
 static void announce(struct qemu *q)
 {
-    cJSON *rounds = cJSON_Parse("{\"initial\": 50, \"max\": 550, \"rounds\": 5, \"step\": 100}");
     struct error err = {0};
 
-    if (qmp_post(q->qmp, "announce-self", rounds, &err))
+    if (qmp_post(q->qmp, "announce-self", qemu_announcement(), &err))
         log_line(LOG_WARNING, "guest %s: its network is not told where it runs: %s", q->name,
                  err.text);
 }
