@@ -22,8 +22,11 @@ sys.path[:0] = [str(TESTS.parent / "testbed"), str(TESTS / "e2e")]
 
 import virtual_pair  # noqa: E402
 from hosts import Failure, kvm_reason, seed_from  # noqa: E402
+from linux_guest import image, qemu_backports  # noqa: E402
+from virtual.packages import Trouble  # noqa: E402
 
 QUICK_LIMIT, FULL_LIMIT = 240, 3600  # s, for one e2e program
+USES_LINUX = "*qemu_*"  # programs that boot a small Linux
 ON_HOSTS = "hosts_*"  # programs that need two hosts; in a sanitizer's build only some of them, and only in that build
 SANITIZED, SANITIZED_ON_HOSTS = "address", ("hosts_moves", "hosts_soak")
 GRACE = 30  # s, for it to clean up
@@ -159,6 +162,14 @@ def e2e_programs(build):
             (not on_hosts(path) or build == SANITIZED and path.stem in SANITIZED_ON_HOSTS)]
 
 
+def fetch_images(programs):
+    """What several programs need is fetched before their time counts. What goes wrong with it they say themselves."""
+    if any(fnmatch.fnmatch(program.stem, USES_LINUX) for program in programs):
+        for get in (image.get, qemu_backports.get):
+            with contextlib.suppress(Trouble, OSError):
+                get(lambda text: print(f"images: {text}", flush=True))
+
+
 def run_e2e(build, directory, options, accel, shared, count):
     environment = {**os.environ, "WANDER": f"{directory}/wander", "WANDER_BUILD": directory, "WANDER_ACCEL": accel,
                    "WANDER_SEED": str(options.seed), "WANDER_SLOW": "1" if build == "plain" else "4",
@@ -174,6 +185,7 @@ def run_e2e(build, directory, options, accel, shared, count):
         run_program(f"{build}/e2e/{program.stem}", [str(program), *arguments], {**environment, **told}, limit, count)
 
     programs = [program for program in e2e_programs(build) if wanted(f"{build}/e2e/{program.stem}", options.filters)]
+    fetch_images(programs)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         list(pool.map(run, (program for program in programs if not measures(program))))
     for program in filter(measures, programs):
