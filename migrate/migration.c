@@ -90,8 +90,9 @@ static int last_words(struct migration *m, struct error *err)
 /* Guests in processes of their own may end without us. */
 static bool guest_ended(struct migration *m)
 {
-    const struct guest_ops *ops = m->guest->ops;
-    struct pollfd end = {.fd = ops->end_event ? ops->end_event(m->guest) : -1, .events = POLLIN};
+    if (!m->guest->ops->end_event)
+        return false;
+    struct pollfd end = {.fd = m->guest->ops->end_event(m->guest), .events = POLLIN};
 
     return poll(&end, 1, 0) > 0;
 }
