@@ -150,7 +150,7 @@ struct guest_ops {
     int (*tracker)(struct guest *g, const char *name, struct tracker **out, struct error *err);
 
     /* Stops all vCPUs; returns when not one instruction can run any more. Idempotent. Blocks for
-     * milliseconds, -ETIMEDOUT after 2 s. */
+     * milliseconds, -ETIMEDOUT after some seconds (then resume has to follow). */
     int (*pause)(struct guest *g, struct error *err);
     /* Lets them run. Idempotent. On an incoming guest: the first instruction on this host;
      * -EINPROGRESS when it cannot be told whether it runs (it may be asked again). Any other error

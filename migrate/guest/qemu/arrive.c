@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "migrate/guest/qemu/memory_files.h"
+#include "migrate/guest/qemu/run_state.h"
 
 /* Starts the operator's QEMU for a guest of this name; it waits, paused, with empty memory. */
 static int start_arriving(const struct guest_host *host, const char *name, struct qemu **out,
@@ -128,13 +129,11 @@ static bool qemu_runs(const struct guest_monitor *monitor)
 {
     struct error err = {0};
     struct qmp *qmp;
-    cJSON *status = NULL;
+    bool runs;
 
     if (connect_again(monitor, &qmp, &err))
         return false;
-    bool runs = qmp_call(qmp, &status, &err, "query-status", NULL) == 0 &&
-                cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(status, "running"));
-    cJSON_Delete(status);
+    qemu_is_running(qmp, &runs, &err);
     qmp_close(qmp);
     return runs;
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "migrate/guest/qemu/run_state.h"
 #include "migrate/guest/qemu/tracking.h"
 #include "transport/base/clock.h"
 
@@ -33,18 +34,14 @@ static void choose_name(struct qemu *q, const char *socket)
 
 static int check_running(struct qemu *q, struct reasons *reasons, struct error *err)
 {
-    cJSON *status;
-    int result = qmp_call(q->qmp, &status, err, "query-status", NULL);
+    char state[32];
+    int result = qemu_run_state(q->qmp, state, sizeof(state), err);
 
-    if (result)
-        return result;
-    const cJSON *word = cJSON_GetObjectItemCaseSensitive(status, "status");
-    if (!cJSON_IsString(word) || strcmp(word->valuestring, "running") != 0)
+    if (!result && strcmp(state, "running") != 0)
         reasons_add(reasons,
                     "the guest does not run (QEMU says it is %s): continue it first, with `cont`",
-                    cJSON_IsString(word) ? word->valuestring : "in no state");
-    cJSON_Delete(status);
-    return 0;
+                    state[0] ? state : "in no state");
+    return result;
 }
 
 static int look_at(struct qemu *q, struct reasons *reasons, struct reasons *notes,

@@ -184,16 +184,6 @@ static int let_run(struct qemu *q, struct error *err)
     return result;
 }
 
-static int ask_whether_running(struct qemu *q, bool *running, struct error *err)
-{
-    cJSON *status = NULL;
-    int result = qmp_call(q->qmp, &status, err, "query-status", NULL);
-
-    *running = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(status, "running"));
-    cJSON_Delete(status);
-    return result;
-}
-
 /* The first instruction here. A `cont` that QEMU was told and did not answer may have been carried
  * out: then only QEMU itself can say. */
 static int start(struct qemu *q, struct error *err)
@@ -202,7 +192,7 @@ static int start(struct qemu *q, struct error *err)
     int result = 0;
 
     if (q->start_is_open)
-        result = ask_whether_running(q, &running, err);
+        result = qemu_is_running(q->qmp, &running, err);
     else if (!qemu_process_alive(&q->process) || qmp_lost(q->qmp))
         return error_set(err, ECONNRESET, "its QEMU has ended");
     if (!result && !running) {

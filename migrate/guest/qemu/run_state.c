@@ -15,6 +15,16 @@ int qemu_run_state(struct qmp *q, char *out, size_t size, struct error *err)
     return ret;
 }
 
+int qemu_is_running(struct qmp *q, bool *running, struct error *err)
+{
+    cJSON *answer = NULL;
+    int ret = qmp_call(q, &answer, err, "query-status", NULL);
+
+    *running = json_true(answer, "running");
+    cJSON_Delete(answer);
+    return ret;
+}
+
 bool qemu_migration_is_over(const char *status)
 {
     static const char *const over[] = {"", "none", "completed", "failed", "cancelled"};

@@ -6,6 +6,8 @@
 
 /* query-status's word ("running", "paused", …), cut to fit; "" when there is none. */
 int qemu_run_state(struct qmp *q, char *out, size_t size, struct error *err);
+/* Whether the guest runs, as QEMU says; false with every error. */
+int qemu_is_running(struct qmp *q, bool *running, struct error *err);
 /* Pure: whether query-migrate's word, "" for none, is that of a migration that has ended or never
  * began. */
 bool qemu_migration_is_over(const char *status);
