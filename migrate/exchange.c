@@ -97,17 +97,17 @@ int exchange_write(int socket, enum message_type type, const void *body, size_t 
     return result || size == 0 ? result : write_exactly(socket, body, size, deadline, err);
 }
 
-int exchange_ask(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN_SIZE],
-                 int timeout_ms, int cancel_fd, enum ownership_state *state, struct error *err)
+/* Connects and says HELLO with an intent: the socket, or -errno. */
+static int greet(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN_SIZE],
+                 enum hello_intent intent, int timeout_ms, int cancel_fd, struct error *err)
 {
     uint64_t deadline = clock_now() + (uint64_t)timeout_ms * NS_PER_MS;
     struct hello hello = {
         .version_min = PROTO_VERSION_MIN,
         .version_max = PROTO_VERSION_MAX,
-        .intent = HELLO_QUERY,
+        .intent = intent,
+        .epoch = intent == HELLO_RECONNECT ? LAST_EPOCH : 0,
     };
-    struct message reply = {0};
-    struct answer answer;
     uint8_t body[PROTO_BODY_SIZE];
 
     if (peer->port == 0)
@@ -118,8 +118,24 @@ int exchange_ask(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN
         return socket;
     int result =
         exchange_write(socket, MESSAGE_HELLO, body, hello_encode(&hello, body), deadline, err);
-    if (!result)
-        result = exchange_read(socket, &reply, deadline, cancel_fd, err);
+    if (result) {
+        close(socket);
+        return result;
+    }
+    return socket;
+}
+
+int exchange_ask(const struct address *peer, const uint8_t token[TRANSPORT_TOKEN_SIZE],
+                 int timeout_ms, int cancel_fd, enum ownership_state *state, struct error *err)
+{
+    uint64_t deadline = clock_now() + (uint64_t)timeout_ms * NS_PER_MS;
+    struct message reply = {0};
+    struct answer answer;
+    int socket = greet(peer, token, HELLO_QUERY, timeout_ms, cancel_fd, err);
+
+    if (socket < 0)
+        return socket;
+    int result = exchange_read(socket, &reply, deadline, cancel_fd, err);
     if (!result)
         result = reply.type == MESSAGE_ANSWER ? answer_decode(&reply, &answer, err)
                                               : message_unexpected(&reply, "ANSWER", err);
@@ -135,23 +151,12 @@ int exchange_abort(const struct address *peer, const uint8_t token[TRANSPORT_TOK
 {
     static const char why[] = "the source kept the guest";
     uint64_t deadline = clock_now() + (uint64_t)timeout_ms * NS_PER_MS;
-    struct hello hello = {
-        .version_min = PROTO_VERSION_MIN,
-        .version_max = PROTO_VERSION_MAX,
-        .intent = HELLO_RECONNECT,
-        .epoch = LAST_EPOCH,
-    };
-    uint8_t body[PROTO_BODY_SIZE];
+    int socket = greet(peer, token, HELLO_RECONNECT, timeout_ms, -1, err);
     bool aborted = false;
 
-    memcpy(hello.token, token, sizeof(hello.token));
-    int socket = address_connect(peer, timeout_ms, -1, err);
     if (socket < 0)
         return socket;
-    int result =
-        exchange_write(socket, MESSAGE_HELLO, body, hello_encode(&hello, body), deadline, err);
-    if (!result)
-        result = exchange_write(socket, MESSAGE_ABORT, why, strlen(why), deadline, err);
+    int result = exchange_write(socket, MESSAGE_ABORT, why, strlen(why), deadline, err);
     while (!result && !aborted) {
         struct message reply = {0};
         result = exchange_read(socket, &reply, deadline, -1, err); /* heartbeats are among them */
