@@ -34,36 +34,15 @@ static int monitor_path(const char *guest, char path[PATH_MAX], struct error *er
     return 0;
 }
 
-static bool has_monitor(const char *name, const char *path)
-{
-    struct control_request request = {.command = CONTROL_STATUS};
-    cJSON *status;
-
-    if (control_call(name, &request, CONTROL_TIMEOUT_MS, &status, NULL) < 0)
-        return false;
-    bool found = strcmp(control_text(status, "monitor"), path) == 0;
-    cJSON_Delete(status);
-    return found;
-}
-
 int attach_find(const char *guest, char name[GUEST_NAME_SIZE], struct error *err)
 {
-    char path[PATH_MAX], (*names)[GUEST_NAME_SIZE];
-    bool found = false;
-    size_t count;
+    char path[PATH_MAX];
     int result = monitor_path(guest, path, err);
 
     if (!result)
-        result = runtime_names(&names, &count, err);
-    if (result)
-        return result;
-    for (size_t i = 0; i < count && !found; i++) {
-        found = has_monitor(names[i], path);
-        if (found)
-            memcpy(name, names[i], GUEST_NAME_SIZE);
-    }
-    free(names);
-    return found ? 0 : error_set(err, ENOENT, "nobody moves the guest at %s", guest);
+        result = control_find("monitor", path, name, err);
+    return result == -ENOENT ? error_set(err, ENOENT, "nobody moves the guest at %s", guest)
+                             : result;
 }
 
 /* The child: detached from terminal and session, with nothing open but its lifeline. */

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -149,5 +150,37 @@ int control_call(const char *guest, const struct control_request *request, int t
     if (rc == 0)
         rc = control_receive(&connection, timeout_ms, -1, out, err);
     control_close(&connection);
+    return rc;
+}
+
+int control_ask_status(const char *guest, const char *key, char *out, size_t size,
+                       struct error *err)
+{
+    struct control_request request = {.command = CONTROL_STATUS};
+    cJSON *status = NULL;
+    int rc = control_call(guest, &request, CONTROL_TIMEOUT_MS, &status, err);
+
+    snprintf(out, size, "%s", rc < 0 ? "" : control_text(status, key));
+    cJSON_Delete(status);
+    return rc;
+}
+
+int control_find(const char *key, const char *text, char name[GUEST_NAME_SIZE], struct error *err)
+{
+    char(*names)[GUEST_NAME_SIZE], found[GUEST_MONITOR_SIZE];
+    size_t count;
+    int rc = runtime_names(&names, &count, err);
+
+    if (rc < 0)
+        return rc;
+    rc = -ENOENT;
+    for (size_t i = 0; i < count && rc == -ENOENT; i++) {
+        if (control_ask_status(names[i], key, found, sizeof(found), NULL) < 0 ||
+            strcmp(found, text) != 0)
+            continue;
+        memcpy(name, names[i], GUEST_NAME_SIZE);
+        rc = 0;
+    }
+    free(names);
     return rc;
 }

@@ -30,4 +30,10 @@ int control_receive(struct control_connection *connection, int timeout_ms, int o
 int control_call(const char *guest, const struct control_request *request, int timeout_ms,
                  cJSON **out, struct error *err);
 
+/* One text of a guest's status, cut to fit; "" when it lacks it. */
+int control_ask_status(const char *guest, const char *key, char *out, size_t size,
+                       struct error *err);
+/* The guest here whose status has this text. -ENOENT without a text of its own: there is none. */
+int control_find(const char *key, const char *text, char name[GUEST_NAME_SIZE], struct error *err);
+
 #endif

@@ -166,23 +166,17 @@ static int leave(const struct viewer *v)
 /* Whether the guest lives in a process of its own. */
 static bool has_monitor(const char *guest)
 {
-    struct control_request request = {.command = CONTROL_STATUS};
-    cJSON *reply = NULL;
-    bool has = control_call(guest, &request, CONTROL_TIMEOUT_MS, &reply, NULL) == 0 &&
-               control_text(reply, "monitor")[0];
+    char monitor[GUEST_MONITOR_SIZE];
 
-    cJSON_Delete(reply);
-    return has;
+    control_ask_status(guest, "monitor", monitor, sizeof(monitor), NULL);
+    return monitor[0];
 }
 
 static bool still_answers(const char *guest)
 {
-    struct control_request request = {.command = CONTROL_STATUS};
-    cJSON *reply = NULL;
-    bool answers = control_call(guest, &request, CONTROL_TIMEOUT_MS, &reply, NULL) == 0;
+    char name[GUEST_NAME_SIZE];
 
-    cJSON_Delete(reply);
-    return answers;
+    return control_ask_status(guest, "name", name, sizeof(name), NULL) == 0;
 }
 
 /* The record knows better than the display, which came before. */

@@ -31,25 +31,10 @@ static bool is_token(const char *text)
     return strlen(text) == TOKEN_DIGITS && strspn(text, "0123456789abcdef") == TOKEN_DIGITS;
 }
 
-static bool has_session(const char *name, const char *token)
-{
-    struct control_request request = {.command = CONTROL_STATUS};
-    cJSON *status;
-    bool found;
-
-    if (control_call(name, &request, CONTROL_TIMEOUT_MS, &status, NULL) < 0)
-        return false;
-    found = strcmp(control_text(status, "session"), token) == 0;
-    cJSON_Delete(status);
-    return found;
-}
-
 /* The guest that a session's token stands for; other texts are a guest's name already. */
 static int find_guest(const char *text, char out[GUEST_NAME_SIZE], struct error *err)
 {
-    char(*names)[GUEST_NAME_SIZE];
-    bool found = false;
-    size_t count;
+    char own[GUEST_NAME_SIZE];
     int rc = guest_name_check(text, err);
 
     if (rc < 0)
@@ -57,18 +42,10 @@ static int find_guest(const char *text, char out[GUEST_NAME_SIZE], struct error 
     snprintf(out, GUEST_NAME_SIZE, "%s", text);
     if (!is_token(text))
         return 0;
-    rc = runtime_names(&names, &count, err);
-    if (rc < 0)
-        return rc;
-    for (size_t i = 0; i < count && !found; i++) {
-        found = has_session(names[i], text) || strcmp(names[i], text) == 0;
-        if (found)
-            memcpy(out, names[i], GUEST_NAME_SIZE);
-    }
-    free(names);
-    if (!found)
-        return error_set(err, ENOENT, "no guest here belongs to session %s", text);
-    return 0;
+    rc = control_find("session", text, out, err);
+    if (rc == -ENOENT) /* or a guest that is called so */
+        rc = control_ask_status(text, "name", own, sizeof(own), NULL) < 0 ? -ENOENT : 0;
+    return rc == -ENOENT ? error_set(err, ENOENT, "no guest here belongs to session %s", text) : rc;
 }
 
 /* A session whose process has died, and its guest has not. */
