@@ -50,7 +50,7 @@ class Machine:
             self.load["disk"] = 0
 
     def kernel_arguments(self):
-        words = ["console=ttyS0", "quiet", "panic=-1", *(f"wander.{key}={value}" for key, value in self.load.items())]
+        words = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", *(f"wander.{key}={value}" for key, value in self.load.items())]
         return " ".join(words + ([f"wander.ip={self.address}"] if self.address else []))
 
     def argv(self, side):
