@@ -1,0 +1,35 @@
+/* What past migrations from this host cost besides their pages: learnt from each that completes,
+ * kept in the state directory (costs.json beside the sessions, replaced as a whole under a lock),
+ * and recalled for predictions. Losing or damaging the file costs accuracy, nothing else: what
+ * cannot be read or believed counts as not known. */
+#ifndef MIGRATE_COSTS_H
+#define MIGRATE_COSTS_H
+
+#include "migrate/measurement.h"
+#include "migrate/migration.h"
+#include "migrate/prediction.h"
+
+/* How many of the newest migrations of one kind are kept, and how many kinds. */
+enum { COSTS_SAMPLES = 16, COSTS_KINDS = 64 };
+
+/* Migrations are of one kind when these agree. */
+struct costs_key {
+    char guest_kind[GUEST_KIND_SIZE], accel[GUEST_KIND_SIZE];
+    unsigned vcpus;
+    char transport[16];
+    enum transport_operation operation;
+    enum transport_registration registration;
+    char host[256]; /* the destination's, without the port */
+};
+
+struct costs_key costs_key_of(const struct guest_description *guest,
+                              const struct migration_options *options);
+/* Medians of what is known for `key`; without the very kind, of those that differ in the host only;
+ * else built-in estimates with samples 0. Never fails. Blocks on the file system. */
+void costs_recall(const struct costs_key *key, struct fixed_costs *out);
+/* Adds a completed migration; others, and verified ones, teach nothing and return 0.
+ * `rehearsed_bandwidth` 0: not known. Blocks on the file system. */
+int costs_learn(const struct costs_key *key, const struct measurement *m,
+                uint64_t rehearsed_bandwidth, struct error *err);
+
+#endif

@@ -1,0 +1,74 @@
+/* What a migration will take: the engine's own policy, run round by round on what is known of the
+ * guest (dirty_profile.h), the path (rehearsal.h) and the fixed costs (costs.h). Pure: no clock, no
+ * memory, no I/O. Any thread.
+ *
+ * A round sends the bands one after the other; each becomes dirty again from its own re-arming to
+ * the end of the round, slowed down by what the guest loses while pages are sent and by throttling.
+ */
+#ifndef MIGRATE_PREDICTION_H
+#define MIGRATE_PREDICTION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "migrate/dirty_profile.h"
+#include "migrate/policy.h"
+
+/* What pages cost between two hosts over one transport. */
+struct path_profile {
+    uint64_t bandwidth;      /* bytes/s of guest memory over the lanes; never 0 */
+    double bandwidth_spread; /* half the width of where 90 % of its pieces lay, relative */
+    uint64_t zero_bandwidth; /* bytes/s at which zero pages are sifted out; 0: costs nothing */
+    uint64_t setup_ns;       /* from the accepted command to the first round */
+    uint64_t round_ns;       /* what a round takes beyond its pages: its fence, its collect */
+    uint64_t round_trip_ns;  /* of the control channel */
+    double guest_share; /* of its dirtying that the guest gets done while pages are sent: 0..1 */
+};
+
+/* What migrations like this one cost besides pages, learnt from earlier ones (costs.h). */
+struct fixed_costs {
+    unsigned samples;            /* migrations they were learnt from; 0: built-in estimates */
+    uint64_t setup_ns;           /* 0: as the path says */
+    uint64_t downtime_ns;        /* all of the downtime but the last round's pages */
+    uint64_t downtime_spread_ns; /* half the width of where 90 % of them lay */
+    uint64_t finish_ns;          /* from the guest running there until the source is free */
+    double bandwidth_ratio;      /* measured over rehearsed, 1 when not known */
+};
+
+struct prediction_range {
+    uint64_t expected, low, high; /* 90 % of migrations should lie between low and high */
+};
+
+struct prediction {
+    bool converges; /* false: all but `needed_*` and `why` describes no end */
+    struct prediction_range total_ns, downtime_ns;
+    unsigned rounds;   /* the paused one included */
+    uint64_t bytes;    /* over the lanes */
+    unsigned throttle; /* percent at the end */
+    bool forced;       /* ends by force at max_time */
+    /* Does not converge: what would help, each alone. 0: does not help. */
+    uint64_t needed_bandwidth; /* bytes/s over the lanes */
+    unsigned needed_throttle;  /* percent */
+    char why[256];             /* one sentence */
+};
+
+/* Before anything is sent. `max_bandwidth` 0: unlimited. */
+void prediction_make(const struct dirty_profile *guest, const struct path_profile *path,
+                     const struct fixed_costs *costs, const struct policy_limits *limits,
+                     uint64_t max_bandwidth, struct prediction *out);
+
+/* At the end of a round, from what was measured so far (`now`, as the policy sees it: its
+ * bandwidth, its rounds); times count from the accepted command. `guest` NULL: its curve is what
+ * the last round shows. This is the ETA. */
+void prediction_refine(const struct dirty_profile *guest, const struct path_profile *path,
+                       const struct fixed_costs *costs, const struct policy_limits *limits,
+                       const struct policy_input *now, struct prediction *out);
+
+/* {"converges", "total_ms", "total_low_ms", …}; times null when it does not converge. */
+cJSON *prediction_to_json(const struct prediction *p);
+cJSON *path_profile_to_json(const struct path_profile *p);
+int path_profile_from_json(const cJSON *json, struct path_profile *out, struct error *err);
+cJSON *fixed_costs_to_json(const struct fixed_costs *c);
+int fixed_costs_from_json(const cJSON *json, struct fixed_costs *out, struct error *err);
+
+#endif

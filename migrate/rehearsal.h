@@ -1,0 +1,51 @@
+/* A rehearsal: finds out what moving a guest would take, without moving it. Its dirtying is watched
+ * (dirty_profile.h), and a sample of its touched pages is sent over real lanes to the destination,
+ * which throws it away. The guest runs on all the time. */
+#ifndef MIGRATE_REHEARSAL_H
+#define MIGRATE_REHEARSAL_H
+
+#include "migrate/migration.h"
+#include "migrate/prediction.h"
+
+enum {
+    REHEARSAL_MAX_PATHS = 4,
+    REHEARSAL_BYTES = 64 << 20, /* at most, over each transport; what the destination gives room */
+    REHEARSAL_SAMPLE_MS = 2000, /* how long the guest is watched, unless told otherwise */
+};
+
+/* One transport: what was found, or why it cannot be used. */
+struct rehearsal_path {
+    char scheme[16];
+    bool usable;
+    char error[ERROR_TEXT_SIZE]; /* when not usable */
+    struct path_profile profile;
+    struct fixed_costs costs;
+    struct prediction prediction;
+};
+
+struct rehearsal {
+    uint64_t made_at; /* clock_now() when it was finished */
+    char host[256];   /* the destination's, without the port */
+    struct dirty_profile guest;
+    struct policy_limits limits;
+    uint64_t max_bandwidth;
+    unsigned lanes;
+    unsigned path_count; /* the first is the one that was asked for */
+    struct rehearsal_path paths[REHEARSAL_MAX_PATHS];
+};
+
+/* Watches and tries: over the transport of options->destination, and over the others that this
+ * build has (options->filter wraps each). `sample_ns` 0: REHEARSAL_SAMPLE_MS. The guest must be
+ * free: nothing else may track it meanwhile. Blocks for sample_ns and a few seconds a transport.
+ * -errno when the guest cannot be watched or the destination not be reached; a transport that does
+ * not work is no error. Not for a thread that must not block. */
+int migration_rehearse(struct guest *guest, const struct migration_options *options,
+                       uint64_t sample_ns, struct rehearsal *out, struct error *err);
+
+/* The path for `scheme`, or NULL when it was not tried or is not usable. */
+const struct rehearsal_path *rehearsal_path(const struct rehearsal *r, const char *scheme);
+/* {"schema", "guest": profile, "paths": [{"transport", "path", "costs", "prediction"}…]}, indented;
+ * the caller frees. NULL without memory. */
+char *rehearsal_to_json(const struct rehearsal *r);
+
+#endif
