@@ -12,8 +12,8 @@ OPERATIONS, REGISTRATIONS, LANES, FAMILIES = ("write", "read"), ("all", "chunk")
 FACTORS = (OPERATIONS, REGISTRATIONS, LANES, FAMILIES)
 # Rows in which each two factors take all four pairs of values, whichever value is called 0.
 COVERING = ((0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0))
-SMALL = {"memory": "80M", "workload": "touch=64M,hot=16M,rate=2000"}
-BIG = {"memory": "192M", "workload": "touch=168M,hot=16M,rate=2000"}
+SMALL = {"memory": "64M", "workload": "touch=48M,hot=16M,rate=2000"}
+BIG = {"memory": "128M", "workload": "touch=104M,hot=16M,rate=2000"}
 MIB = 1 << 20
 PAGE = 4096
 GUEST = "guest"
@@ -93,7 +93,7 @@ def over_rdma(operation, registration, lanes, family, big):
         expect(report["lanes"] == lanes, f"expected {lanes} lanes; got {report['lanes']}")
         check_rdma(report, operation, registration, family, limit * MIB)
 
-    label = f"rdma {operation} {registration}, {lanes} lanes, IPv{family}" + (", 192 MiB" if big else "")
+    label = f"rdma {operation} {registration}, {lanes} lanes, IPv{family}" + (", 128 MiB" if big else "")
     there_and_back(label, "rdma", (family, family), BIG if big else SMALL, options + pin, pin, check)
 
 
