@@ -4,12 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
-#include <unistd.h>
 
-#include "migrate/exchange.h"
 #include "migrate/incoming.h"
+#include "migrate/inquiry.h"
 #include "migrate/preflight.h"
+#include "migrate/trial.h"
 #include "transport/base/clock.h"
 #include "transport/base/options.h"
 
@@ -21,9 +20,8 @@ struct check {
     struct guest *guest; /* or NULL */
     struct check_report *report;
     struct transport_params params;
-    uint8_t token[TRANSPORT_TOKEN_SIZE];
-    uint64_t bytes, deadline;
-    int socket;
+    uint64_t bytes;
+    struct inquiry inquiry;
     struct transport_findings here;
     struct found_message there;
 };
@@ -35,139 +33,25 @@ void check_report_free(struct check_report *report)
     reasons_free(&report->notes);
 }
 
-static int say_hello(struct check *c, struct error *err)
-{
-    struct hello hello = {
-        .version_min = PROTO_VERSION_MIN,
-        .version_max = PROTO_VERSION_MAX,
-        .intent = HELLO_CHECK,
-        .epoch = 1,
-    };
-    uint8_t body[PROTO_BODY_SIZE];
-
-    memcpy(hello.token, c->token, sizeof(hello.token));
-    preflight_hello(c->options, c->bytes, &hello);
-    return exchange_write(c->socket, MESSAGE_HELLO, body, hello_encode(&hello, body), c->deadline,
-                          err);
-}
-
-/* The next message that is no heartbeat. */
-static int read_reply(struct check *c, struct message *out, struct error *err)
-{
-    for (;;) {
-        int result = exchange_read(c->socket, out, c->deadline, -1, err);
-        if (result || (out->type != MESSAGE_PING && out->type != MESSAGE_PONG))
-            return result;
-        message_free(out);
-    }
-}
-
-/* 1: `wanted`, whose body is the caller's then; 0: REFUSE, and its reasons are in the report. */
-static int take_reply(struct check *c, enum message_type wanted, struct message *reply,
-                      struct error *err)
-{
-    char text[ERROR_TEXT_SIZE * 4];
-    int result = read_reply(c, reply, err);
-
-    if (result || reply->type == wanted)
-        return result ? result : 1;
-    if (reply->type == MESSAGE_REFUSE) {
-        char *rest = message_text(reply, text, sizeof(text)), *line;
-        while ((line = strsep(&rest, "\n")))
-            if (*line)
-                reasons_add(&c->report->refused, "destination: %s", line);
-    } else {
-        result = message_unexpected(reply, message_name(wanted), err);
-    }
-    message_free(reply);
-    return result;
-}
-
-static int present_guest(struct check *c, struct error *err)
-{
-    struct guest_description description = {0};
-    struct message reply;
-    uint8_t *body = NULL;
-    size_t size;
-    int result = c->guest->ops->describe(c->guest, &description, err);
-
-    if (!result)
-        result = guest_encode(&description, &body, &size, err);
-    if (!result)
-        result = exchange_write(c->socket, MESSAGE_GUEST, body, size, c->deadline, err);
-    free(body);
-    guest_description_free(&description);
-    if (!result)
-        result = take_reply(c, MESSAGE_ACCEPT, &reply, err);
-    if (result > 0)
-        message_free(&reply);
-    return result < 0 ? result : 0;
-}
-
-static int probe(struct check *c, struct error *err)
-{
-    struct message reply;
-    int result = exchange_write(c->socket, MESSAGE_PROBE, NULL, 0, c->deadline, err);
-
-    if (!result)
-        result = take_reply(c, MESSAGE_FOUND, &reply, err);
-    if (result <= 0)
-        return result ? result : error_set(err, EPROTO, "the destination refuses to be asked");
-    result = found_decode(&reply, &c->there, err);
-    message_free(&reply);
-    return result;
-}
-
 /* One chunk through one lane, and the fence that says it has arrived. */
-static int run_lane(struct transport *t, const struct address *peer, const void *bytes,
-                    struct error *err)
-{
-    uint64_t deadline = clock_now() + TRIAL_MS * NS_PER_MS;
-    struct transfer transfer = {.bytes = bytes, .length = PREFLIGHT_TRIAL_BYTES};
-    struct completion done;
-    int result = transport_connect(t, peer, TRIAL_MS, err);
-
-    if (!result) {
-        transport_will_need(t, 0, 0, PREFLIGHT_TRIAL_BYTES);
-        while ((result = transport_post(t, &transfer, 1, err)) == 0 && clock_now() < deadline)
-            if ((result = transport_reap(t, &done, 1, 20, err)) < 0)
-                break;
-    }
-    if (result == 1)
-        result = transport_fence(t, 1, err);
-    if (!result)
-        result = transport_kick(t, err);
-    while (!result) {
-        int count = transport_reap(t, &done, 1, clock_ms_until(deadline), err);
-        if (count > 0 && done.kind == COMPLETION_FENCE)
-            return 0;
-        if (count < 0)
-            result = count;
-        else if (clock_now() >= deadline)
-            result = error_set(err, ETIMEDOUT, "it connected, and %d KiB did not arrive in %d s",
-                               PREFLIGHT_TRIAL_BYTES >> 10, TRIAL_MS / 1000);
-    }
-    return result;
-}
-
 static int try_lane(struct check *c, const struct address *peer, void *memory, struct error *err)
 {
-    struct transport_region region = {.base = memory, .size = PREFLIGHT_TRIAL_BYTES};
     struct transport_params params = c->params;
-    struct transport *transport;
+    struct trial_config config = {
+        .peer = peer,
+        .params = &params,
+        .filter = "",
+        .memory = memory,
+        .size = PREFLIGHT_TRIAL_BYTES,
+        .piece_bytes = PREFLIGHT_TRIAL_BYTES,
+        .limit_ns = TRIAL_MS * NS_PER_MS,
+    };
+    struct trial_result result;
 
     params.lanes = 1;
     params.epoch = 1;
-    memcpy(params.token, c->token, sizeof(params.token));
-    int result = transport_new(peer->scheme, &params, &transport, err);
-    if (result)
-        return result;
-    result = transport_open_region(transport, &region, err);
-    if (!result)
-        result = run_lane(transport, peer, memory, err);
-    transport_shutdown(transport);
-    transport_close(transport);
-    return result;
+    memcpy(params.token, c->inquiry.token, sizeof(params.token));
+    return trial_run(&config, TRIAL_MS, &result, err);
 }
 
 static int trial(struct check *c, struct error *err)
@@ -181,8 +65,8 @@ static int trial(struct check *c, struct error *err)
     if (memory == MAP_FAILED)
         return error_set(err, ENOMEM, "no memory for a trial lane");
     memset(memory, 0x5a, PREFLIGHT_TRIAL_BYTES);
-    int result = address_of_peer(c->socket, c->options->destination.scheme, &peer, err);
-    peer.port = c->there.lane_port;
+    int result =
+        inquiry_lane_address(&c->inquiry, c->options->destination.scheme, &c->there, &peer, err);
     if (!result && try_lane(c, &peer, memory, &why)) {
         if (!strstr(why.text, "firewall"))
             snprintf(hint, sizeof(hint), "; see whether a firewall in between drops %s",
@@ -229,24 +113,20 @@ static void report_both(struct check *c)
 /* Everything that is said on the control connection, then the lane. */
 static int ask(struct check *c, struct error *err)
 {
-    struct message reply;
     struct address peer;
-    int result = address_of_peer(c->socket, c->options->destination.scheme, &peer, err);
+    int result = address_of_peer(c->inquiry.socket, c->options->destination.scheme, &peer, err);
 
     if (result)
         return result;
     transport_check(peer.scheme, &c->params, &peer, TRANSPORT_SOURCE, c->bytes, &c->here);
-    result = say_hello(c, err);
-    if (!result)
-        result = take_reply(c, MESSAGE_WELCOME, &reply, err);
+    result = inquiry_greet(&c->inquiry, c->options, c->bytes, err);
     if (result <= 0) {
         report_end(c, "source", &c->here);
         return result;
     }
-    message_free(&reply);
-    result = c->guest ? present_guest(c, err) : 0;
-    if (!result)
-        result = probe(c, err);
+    result = c->guest ? inquiry_present(&c->inquiry, c->guest, err) : 0;
+    if (result >= 0)
+        result = inquiry_probe(&c->inquiry, &c->there, err);
     if (result)
         return result;
     report_both(c);
@@ -269,19 +149,13 @@ int migration_check(struct guest *guest, const struct migration_options *options
         .params = preflight_params(options),
         .bytes = CHECK_BYTES,
     };
-    if (getrandom(c->token, sizeof(c->token), 0) != sizeof(c->token))
-        result = error_set_errno(err, errno, "making a session token failed");
-    if (!result && guest)
+    if (guest)
         result = preflight_present_bytes(guest, &c->bytes, err);
+    if (!result)
+        result = inquiry_open(&options->destination, CHECK_MS, &report->refused, &c->inquiry, err);
     if (!result) {
-        c->deadline = clock_now() + CHECK_MS * NS_PER_MS;
-        result = c->socket = address_connect(&options->destination, CHECK_MS, -1, err);
-        if (result < 0)
-            error_prefix(err, "the destination cannot be reached");
-    }
-    if (result >= 0) {
         result = ask(c, err);
-        close(c->socket);
+        inquiry_close(&c->inquiry);
     }
     free(c);
     return result;

@@ -1,0 +1,135 @@
+#include "migrate/inquiry.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "migrate/exchange.h"
+#include "migrate/preflight.h"
+#include "transport/base/clock.h"
+
+int inquiry_open(const struct address *destination, int timeout_ms, struct reasons *refused,
+                 struct inquiry *out, struct error *err)
+{
+    *out = (struct inquiry){
+        .deadline = clock_now() + (uint64_t)timeout_ms * NS_PER_MS,
+        .refused = refused,
+    };
+    if (getrandom(out->token, sizeof(out->token), 0) != sizeof(out->token))
+        return error_set_errno(err, errno, "making a session token failed");
+    out->socket = address_connect(destination, timeout_ms, -1, err);
+    if (out->socket < 0)
+        return error_prefix(err, "the destination cannot be reached");
+    return 0;
+}
+
+/* The next message that is no heartbeat. */
+static int read_reply(struct inquiry *q, struct message *out, struct error *err)
+{
+    for (;;) {
+        int result = exchange_read(q->socket, out, q->deadline, -1, err);
+        if (result || (out->type != MESSAGE_PING && out->type != MESSAGE_PONG))
+            return result;
+        message_free(out);
+    }
+}
+
+/* 1: `wanted`, whose body is the caller's then; 0: REFUSE. */
+static int take_reply(struct inquiry *q, enum message_type wanted, struct message *reply,
+                      struct error *err)
+{
+    char text[ERROR_TEXT_SIZE * 4];
+    int result = read_reply(q, reply, err);
+
+    if (result || reply->type == wanted)
+        return result ? result : 1;
+    if (reply->type == MESSAGE_REFUSE) {
+        char *rest = message_text(reply, text, sizeof(text)), *line;
+        while ((line = strsep(&rest, "\n")))
+            if (*line)
+                reasons_add(q->refused, "destination: %s", line);
+    } else {
+        result = message_unexpected(reply, message_name(wanted), err);
+    }
+    message_free(reply);
+    return result;
+}
+
+int inquiry_greet(struct inquiry *q, const struct migration_options *options,
+                  uint64_t present_bytes, struct error *err)
+{
+    struct hello hello = {
+        .version_min = PROTO_VERSION_MIN,
+        .version_max = PROTO_VERSION_MAX,
+        .intent = HELLO_CHECK,
+        .epoch = 1,
+    };
+    uint8_t body[PROTO_BODY_SIZE];
+    struct message reply;
+    struct welcome welcome;
+
+    memcpy(hello.token, q->token, sizeof(hello.token));
+    preflight_hello(options, present_bytes, &hello);
+    int result = exchange_write(q->socket, MESSAGE_HELLO, body, hello_encode(&hello, body),
+                                q->deadline, err);
+    if (!result)
+        result = take_reply(q, MESSAGE_WELCOME, &reply, err);
+    if (result <= 0)
+        return result;
+    result = welcome_decode(&reply, &welcome, err);
+    message_free(&reply);
+    q->version = welcome.version;
+    return result ? result : 1;
+}
+
+int inquiry_present(struct inquiry *q, struct guest *guest, struct error *err)
+{
+    struct guest_description description = {0};
+    struct message reply;
+    uint8_t *body = NULL;
+    size_t size;
+    int result = guest->ops->describe(guest, &description, err);
+
+    if (!result)
+        result = guest_encode(&description, &body, &size, err);
+    if (!result)
+        result = exchange_write(q->socket, MESSAGE_GUEST, body, size, q->deadline, err);
+    free(body);
+    guest_description_free(&description);
+    if (!result)
+        result = take_reply(q, MESSAGE_ACCEPT, &reply, err);
+    if (result > 0)
+        message_free(&reply);
+    return result;
+}
+
+int inquiry_probe(struct inquiry *q, struct found_message *out, struct error *err)
+{
+    struct message reply;
+    int result = exchange_write(q->socket, MESSAGE_PROBE, NULL, 0, q->deadline, err);
+
+    if (!result)
+        result = take_reply(q, MESSAGE_FOUND, &reply, err);
+    if (result <= 0)
+        return result ? result : error_set(err, EPROTO, "the destination refuses to be asked");
+    result = found_decode(&reply, out, err);
+    message_free(&reply);
+    return result;
+}
+
+int inquiry_lane_address(const struct inquiry *q, const char *scheme,
+                         const struct found_message *found, struct address *out, struct error *err)
+{
+    int result = address_of_peer(q->socket, scheme, out, err);
+
+    out->port = found->lane_port;
+    return result;
+}
+
+void inquiry_close(struct inquiry *q)
+{
+    close(q->socket);
+    q->socket = -1;
+}

@@ -1,0 +1,32 @@
+/* What a source asks a destination without moving anything: HELLO(check), and what may follow it.
+ * Blocking, on a connection of its own, with one deadline for everything. */
+#ifndef MIGRATE_INQUIRY_H
+#define MIGRATE_INQUIRY_H
+
+#include "migrate/migration.h"
+#include "migrate/proto.h"
+
+struct inquiry {
+    int socket;
+    uint64_t deadline;       /* clock_now */
+    struct reasons *refused; /* the caller's: what the destination refuses, a line each */
+    uint8_t token[TRANSPORT_TOKEN_SIZE];
+    unsigned version; /* of the protocol, as the destination chose; after inquiry_greet */
+};
+
+/* Connects. -errno with a text; nothing is to be closed then. */
+int inquiry_open(const struct address *destination, int timeout_ms, struct reasons *refused,
+                 struct inquiry *out, struct error *err);
+/* HELLO. 1: welcome; 0: refused, see the reasons; -errno. */
+int inquiry_greet(struct inquiry *q, const struct migration_options *options,
+                  uint64_t present_bytes, struct error *err);
+/* Presents a guest. 1: it could come; 0: refused, see the reasons; -errno. */
+int inquiry_present(struct inquiry *q, struct guest *guest, struct error *err);
+/* Asks what lanes would run over there, and for a place to try them. */
+int inquiry_probe(struct inquiry *q, struct found_message *out, struct error *err);
+/* Where the lanes that PROBE was answered with bind. */
+int inquiry_lane_address(const struct inquiry *q, const char *scheme,
+                         const struct found_message *found, struct address *out, struct error *err);
+void inquiry_close(struct inquiry *q);
+
+#endif

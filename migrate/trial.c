@@ -1,0 +1,201 @@
+#include "migrate/trial.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#include "transport/base/clock.h"
+
+enum {
+    REAP_MS = 20,
+    REAP_MAX = 16,
+    ARRIVE_MS = 5000, /* from the last byte posted until all have arrived */
+};
+
+struct trial {
+    const struct trial_config *config;
+    struct trial_result *result;
+    struct transport *transport;
+    uint64_t began, deadline;
+    uint64_t posted, fenced; /* bytes */
+    uint64_t next_fence, completed_fence;
+};
+
+static int timed_out(const struct trial *t, struct error *err)
+{
+    return error_set(
+        err, ETIMEDOUT,
+        "the lanes opened, but of %llu KiB posted the last did not arrive in time; see "
+        "whether the path between the hosts drops large packets (MTU)",
+        (unsigned long long)t->posted >> 10);
+}
+
+static void note_fence(struct trial *t, uint64_t fence)
+{
+    struct trial_result *r = t->result;
+    uint64_t now = clock_now();
+
+    t->completed_fence = fence;
+    if (fence <= r->piece_count)
+        r->pieces[fence - 1].at_ns = now - t->began;
+}
+
+static int reap(struct trial *t, int timeout_ms, struct error *err)
+{
+    struct completion done[REAP_MAX];
+    int count = transport_reap(t->transport, done, REAP_MAX, timeout_ms, err);
+
+    for (int i = 0; i < count; i++)
+        if (done[i].kind == COMPLETION_FENCE)
+            note_fence(t, done[i].fence);
+    if (count < 0)
+        return count;
+    return clock_now() >= t->deadline ? timed_out(t, err) : 0;
+}
+
+/* Neither fences nor pieces run out: what is left over goes into the last piece. */
+static int post_fence(struct trial *t, struct error *err)
+{
+    int result;
+
+    t->next_fence++;
+    while ((result = transport_fence(t->transport, t->next_fence, err)) == -EAGAIN) {
+        error_clear(err);
+        result = reap(t, REAP_MS, err);
+        if (result)
+            return result;
+    }
+    return result ? result : transport_kick(t->transport, err);
+}
+
+static int end_piece(struct trial *t, struct error *err)
+{
+    struct trial_result *r = t->result;
+
+    r->pieces[r->piece_count++] = (struct trial_piece){.bytes = t->posted - t->fenced};
+    t->fenced = t->posted;
+    return post_fence(t, err);
+}
+
+static int await_fences(struct trial *t, struct error *err)
+{
+    int result = 0;
+
+    while (!result && t->completed_fence < t->next_fence)
+        result = reap(t, REAP_MS, err);
+    return result;
+}
+
+static int post_chunk(struct trial *t, uint64_t length, struct error *err)
+{
+    struct transfer transfer = {
+        .offset = t->posted,
+        .bytes = (const char *)t->config->memory + t->posted,
+        .length = length,
+    };
+    int taken, result = 0;
+
+    while (!result && (taken = transport_post(t->transport, &transfer, 1, err)) != 1) {
+        if (taken < 0)
+            return taken;
+        result = transport_kick(t->transport, err);
+        if (!result)
+            result = reap(t, REAP_MS, err);
+    }
+    if (!result)
+        result = transport_kick(t->transport, err);
+    transport_done_with(t->transport, 0, t->posted, length);
+    t->posted += length;
+    return result;
+}
+
+static bool is_enough(const struct trial *t)
+{
+    uint64_t passed = clock_now() - t->began;
+
+    return t->posted == t->config->size || passed >= t->config->limit_ns ||
+           (passed >= t->config->enough_ns && t->posted >= t->config->least_bytes);
+}
+
+static int send_all(struct trial *t, struct error *err)
+{
+    const struct trial_config *c = t->config;
+    int result = 0;
+
+    t->began = clock_now();
+    t->deadline = t->began + c->limit_ns + ARRIVE_MS * NS_PER_MS;
+    transport_will_need(t->transport, 0, 0, c->size);
+    while (!result && !is_enough(t)) {
+        uint64_t left = c->size - t->posted;
+
+        result = post_chunk(t, left < TRANSPORT_MAX_TRANSFER ? left : TRANSPORT_MAX_TRANSFER, err);
+        if (!result && t->posted - t->fenced >= c->piece_bytes &&
+            t->result->piece_count < TRIAL_MAX_PIECES - 1)
+            result = end_piece(t, err);
+        if (!result)
+            result = reap(t, 0, err);
+    }
+    if (!result && t->posted > t->fenced)
+        result = end_piece(t, err);
+    if (!result)
+        result = await_fences(t, err);
+    t->result->bytes = t->posted;
+    t->result->ns = clock_now() - t->began;
+    return result;
+}
+
+static int time_fences(struct trial *t, struct error *err)
+{
+    struct trial_result *r = t->result;
+    int result = 0;
+
+    t->deadline = clock_now() + ARRIVE_MS * NS_PER_MS;
+    while (!result && r->fence_count < t->config->fences) {
+        uint64_t began = clock_now();
+        result = post_fence(t, err);
+        if (!result)
+            result = await_fences(t, err);
+        if (!result)
+            r->fence_ns[r->fence_count++] = clock_now() - began;
+    }
+    return result;
+}
+
+static int make_transport(struct trial *t, struct error *err)
+{
+    const struct trial_config *c = t->config;
+    struct transport_region region = {.base = c->memory, .size = c->size};
+    char rate[64];
+    int result = transport_new(c->peer->scheme, c->params, &t->transport, err);
+
+    if (!result && c->filter[0])
+        result = transport_wrap(c->filter, &t->transport, err);
+    snprintf(rate, sizeof(rate), "rate=%llu", (unsigned long long)c->max_bandwidth);
+    if (!result && c->max_bandwidth)
+        result = transport_wrap(rate, &t->transport, err);
+    return result ? result : transport_open_region(t->transport, &region, err);
+}
+
+int trial_run(const struct trial_config *config, int connect_ms, struct trial_result *out,
+              struct error *err)
+{
+    struct trial t = {.config = config, .result = out};
+    uint64_t began = clock_now();
+
+    *out = (struct trial_result){0};
+    int result = make_transport(&t, err);
+    if (!result)
+        result = transport_connect(t.transport, config->peer, connect_ms, err);
+    out->connect_ns = clock_now() - began;
+    if (!result && config->before)
+        result = config->before(config->context, err);
+    if (!result)
+        result = send_all(&t, err);
+    if (!result && config->after)
+        result = config->after(config->context, err);
+    if (!result)
+        result = time_fences(&t, err);
+    if (t.transport)
+        transport_shutdown(t.transport);
+    transport_close(t.transport);
+    return result;
+}
