@@ -37,26 +37,36 @@ static int make_folders(char *path)
     }
 }
 
-/* The folder of the records, made if need be. */
-static int sessions_folder(char *out, size_t size, struct error *err)
+/* `name` in the state directory, made if need be. */
+static int state_folder(const char *name, char *out, size_t size, struct error *err)
 {
     const char *state = getenv("XDG_STATE_HOME");
 
     if (state && state[0] == '/') {
-        snprintf(out, size, "%s/wander/sessions", state);
+        snprintf(out, size, "%s/wander%s", state, name);
     } else if (geteuid() == 0) {
-        snprintf(out, size, "/var/lib/wander/sessions");
+        snprintf(out, size, "/var/lib/wander%s", name);
     } else {
         const char *home = getenv("HOME");
         if (!home || home[0] != '/')
             return error_set(err, ENOENT,
                              "no place for session records: set XDG_STATE_HOME or HOME");
-        snprintf(out, size, "%s/.local/state/wander/sessions", home);
+        snprintf(out, size, "%s/.local/state/wander%s", home, name);
     }
     int result = make_folders(out);
     if (result)
-        error_set_errno(err, -result, "making the folder for session records, %s, failed", out);
+        error_set_errno(err, -result, "making the state directory, %s, failed", out);
     return result;
+}
+
+static int sessions_folder(char *out, size_t size, struct error *err)
+{
+    return state_folder("/sessions", out, size, err);
+}
+
+int record_state_folder(char *out, size_t size, struct error *err)
+{
+    return state_folder("", out, size, err);
 }
 
 static int record_path(const uint8_t token[TRANSPORT_TOKEN_SIZE], enum record_role role, char *out,

@@ -38,6 +38,9 @@ struct record_content {
 
 struct record;
 
+/* The state directory of this user, made if need be: what else outlives processes is kept there. */
+int record_state_folder(char *out, size_t size, struct error *err);
+
 /* Creates the record, locked. -EEXIST when the session has one. Blocks on the file system. */
 int record_create(const struct record_content *content, struct record **out, struct error *err);
 /* Overwrites the state in place, no fsync: microseconds. Any thread, one at a time. */

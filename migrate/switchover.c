@@ -11,6 +11,7 @@
 static int pause_guest(struct migration *m, struct error *err)
 {
     m->paused_at = clock_now();
+    m->measurement.pause_start_ns = m->paused_at - m->accepted_at;
     m->guest_paused = true;
     int result = m->guest->ops->pause(m->guest, err);
     m->measurement.downtime.pause = clock_now() - m->paused_at;
