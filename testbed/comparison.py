@@ -1,6 +1,8 @@
-"""What is made of repeated measurements: medians, quartiles, paired ratios, tables and bars as text, and what may be
-concluded. Nothing here talks to a host."""
+"""What is made of repeated measurements: medians, quartiles, intervals, paired ratios, tables and bars as text, and what
+may be concluded. Nothing here talks to a host."""
 
+import functools
+import math
 import random
 import statistics
 
@@ -39,6 +41,142 @@ def paired_ratio(ours, theirs, seed=1):
     return {"median": statistics.median(ratios),
             "interval": [medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES)]],
             "quartiles": [quantile(ratios, 0.25), quantile(ratios, 0.75)], "values": ratios}
+
+
+# --- intervals of a median, and of how two of them differ
+
+CONFIDENCE = 0.95  # of a median's interval
+RATIO_CONFIDENCE = 0.98  # of a ratio's: a report holds many of them, and few may mislead
+RANGE_BELOW = 6  # values; of fewer, resampling says less than their range does
+FAR = 3.5  # robust standard deviations from the median: an outlier
+
+
+def t_quantile(share, freedom):
+    """Of Student's distribution, by its expansion around the normal one; good to 0.2 % from 5 degrees of freedom on."""
+    z = statistics.NormalDist().inv_cdf(share)
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+
+
+@functools.cache
+def expanded_tail(count, confidence):
+    """The share to cut off at either end of a bootstrap distribution of so few values, which is too narrow as it is:
+    where the t interval ends (Hesterberg, arXiv 1411.5279: the expanded percentile interval)."""
+    end = t_quantile((1 + confidence) / 2, count - 1) * math.sqrt(count / (count - 1))
+    return statistics.NormalDist().cdf(-end)
+
+
+@functools.cache
+def resampled_median(count):
+    """The bootstrap distribution of the median of `count` values: [(probability, i, j)], the median being halfway
+    between the i-th and the j-th smallest. What endless resampling would come to, so no seed matters."""
+    half = (count + 1) // 2
+
+    def at_most(i):
+        share = i / count
+        return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(half, count + 1))
+
+    found = []
+    for i in range(count):
+        alone = at_most(i + 1) - at_most(i)
+        for j in range(i + 1, count if count % 2 == 0 else 0):
+            lower, upper = (i + 1) ** half - i**half, (count - j) ** half - (count - j - 1) ** half
+            both = math.comb(count, half) * lower * upper / count**count
+            alone -= both
+            found.append((both, i, j))
+        found.append((alone, i, i))
+    return found
+
+
+def bootstrap_ends(values, confidence):
+    ordered, tail = sorted(values), expanded_tail(len(values), confidence)
+    medians = sorted(((ordered[i] + ordered[j]) / 2, share) for share, i, j in resampled_median(len(values)))
+
+    def cut(pairs):
+        left = tail
+        for value, share in pairs:
+            left -= share
+            if left < 0:
+                return value
+        return pairs[-1][0]
+
+    return cut(medians), cut(medians[::-1])
+
+
+def median_interval(values, confidence=CONFIDENCE):
+    """The median and where it lies with `confidence`; None when nothing is known. Of fewer than 6 values the interval is
+    their range, whose own confidence is told: it holds the median unless all lie on one side of it."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if len(known) < RANGE_BELOW:
+        ends, method, confidence = (min(known), max(known)), "range", 1 - 2.0 ** (1 - len(known))
+    else:
+        ends, method = bootstrap_ends(known, confidence), "bootstrap"
+    return {"median": statistics.median(known), "low": ends[0], "high": ends[1], "confidence": confidence,
+            "method": method, "count": len(known)}
+
+
+def precise(interval, share=0.10):
+    """Whether the median is known to within `share` of it, either way. Fewer than 5 values never tell."""
+    if interval is None or interval["count"] < RANGE_BELOW - 1:
+        return False
+    room = share * interval["median"]
+    return interval["median"] - interval["low"] <= room and interval["high"] - interval["median"] <= room
+
+
+def outliers(values):
+    """For each value whether it lies far from the others, measured by their median distance from the median."""
+    known = [value for value in values if value is not None]
+    if len(known) < 5:
+        return [False] * len(values)
+    middle = statistics.median(known)
+    scale = 1.4826 * statistics.median(abs(value - middle) for value in known)
+    return [value is not None and scale > 0 and abs(value - middle) > FAR * scale for value in values]
+
+
+@functools.cache
+def rank_sums(ours, theirs):
+    """How many orders of so many values each have u pairs in which ours is the larger: a tuple over u."""
+    if ours == 0 or theirs == 0:
+        return (1,)
+    largest_ours, largest_theirs = rank_sums(ours - 1, theirs), rank_sums(ours, theirs - 1)
+    return tuple((largest_ours[u - theirs] if 0 <= u - theirs < len(largest_ours) else 0) +
+                 (largest_theirs[u] if u < len(largest_theirs) else 0) for u in range(ours * theirs + 1))
+
+
+def together(left, right):
+    """The counts of sums of two independent counts."""
+    both = [0] * (len(left) + len(right) - 1)
+    for i, many in enumerate(left):
+        for j, more in enumerate(right):
+            both[i + j] += many * more
+    return both
+
+
+def compare_medians(ours, theirs, confidence=RATIO_CONFIDENCE):
+    """How ours compares with theirs, both [(boot, value)]: the median ratio of all pairs of one boot (Hodges and Lehmann)
+    and its interval from the exact distribution of the rank sum (Wilcoxon), which assumes no shape of the noise and
+    that outliers cannot stretch. None without a pair. `shown`: the interval leaves out 1; `enough`: there are runs
+    enough for such an interval at all."""
+    ratios, orders = [], [1]
+    for boot in sorted({boot for boot, _ in ours} & {boot for boot, _ in theirs}, key=str):
+        here, there = ([value for other, value in side if other == boot and value is not None and value > 0]
+                       for side in (ours, theirs))
+        ratios += [our / their for our in here for their in there]
+        orders = together(orders, rank_sums(len(here), len(there)))
+    if not ratios:
+        return None
+    ratios.sort()
+    below, passed = 0, 0
+    while (passed + orders[below]) * 2 <= (1 - confidence) * sum(orders):
+        passed += orders[below]
+        below += 1
+    place = max(below, 1)
+    low, high = ratios[place - 1], ratios[-place]
+    missed = 2 * (passed if below else orders[0]) / sum(orders)
+    return {"ratio": statistics.median(ratios), "low": low, "high": high, "confidence": max(0.0, 1 - missed),
+            "pairs": len(ratios), "enough": below > 0, "shown": below > 0 and not low <= 1 <= high}
 
 
 def cpu_total(split):
