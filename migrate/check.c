@@ -126,7 +126,7 @@ static int ask(struct check *c, struct error *err)
     }
     result = c->guest ? inquiry_present(&c->inquiry, c->guest, err) : 0;
     if (result >= 0)
-        result = inquiry_probe(&c->inquiry, &c->there, err);
+        result = inquiry_probe(&c->inquiry, NULL, &c->there, err);
     if (result)
         return result;
     report_both(c);

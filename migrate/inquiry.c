@@ -10,6 +10,8 @@
 #include "migrate/preflight.h"
 #include "transport/base/clock.h"
 
+enum { PINGS = 8 };
+
 int inquiry_open(const struct address *destination, int timeout_ms, struct reasons *refused,
                  struct inquiry *out, struct error *err)
 {
@@ -105,17 +107,73 @@ int inquiry_present(struct inquiry *q, struct guest *guest, struct error *err)
     return result;
 }
 
-int inquiry_probe(struct inquiry *q, struct found_message *out, struct error *err)
+/* What came must be what was asked for: memory here is sent for so long as it says. */
+static int check_room(const struct probe_message *wanted, const struct found_message *found,
+                      struct error *err)
 {
-    struct message reply;
-    int result = exchange_write(q->socket, MESSAGE_PROBE, NULL, 0, q->deadline, err);
+    if (found->room <= wanted->room && found->room % GUEST_PAGE_SIZE == 0 &&
+        (found->room || !found->lane_port))
+        return 0;
+    return error_set(err, EPROTO,
+                     "the destination was asked for room for %llu bytes and gives %llu",
+                     (unsigned long long)wanted->room, (unsigned long long)found->room);
+}
 
+int inquiry_probe(struct inquiry *q, const struct probe_message *wanted, struct found_message *out,
+                  struct error *err)
+{
+    static const struct probe_message one_lane = {0};
+    uint8_t body[16];
+    struct message reply;
+
+    if (wanted && q->version < PROTO_VERSION_ROOM)
+        return error_set(err, EPROTONOSUPPORT,
+                         "the destination speaks protocol version %u, and rehearsals came with %d: "
+                         "install the same version of wander on both hosts",
+                         q->version, PROTO_VERSION_ROOM);
+    int result = exchange_write(q->socket, MESSAGE_PROBE, body,
+                                probe_encode(wanted ? wanted : &one_lane, body), q->deadline, err);
     if (!result)
         result = take_reply(q, MESSAGE_FOUND, &reply, err);
     if (result <= 0)
         return result ? result : error_set(err, EPROTO, "the destination refuses to be asked");
     result = found_decode(&reply, out, err);
     message_free(&reply);
+    return result || !wanted ? result : check_room(wanted, out, err);
+}
+
+/* The other end's own heartbeats may come in between. */
+static int await_pong(struct inquiry *q, struct error *err)
+{
+    for (;;) {
+        struct message m;
+        int result = exchange_read(q->socket, &m, q->deadline, -1, err);
+        if (!result && m.type != MESSAGE_PING && m.type != MESSAGE_PONG)
+            result = message_unexpected(&m, "PONG", err);
+        bool came = !result && m.type == MESSAGE_PONG;
+        message_free(&m);
+        if (result || came)
+            return result;
+    }
+}
+
+int inquiry_round_trip(struct inquiry *q, uint64_t *ns, struct error *err)
+{
+    uint64_t shortest = UINT64_MAX;
+    uint8_t body[8];
+    int result = 0;
+
+    for (int i = 0; i < PINGS && !result; i++) {
+        uint64_t began = clock_now();
+        result =
+            exchange_write(q->socket, MESSAGE_PING, body,
+                           ping_encode(&(struct ping){.sent_at = began}, body), q->deadline, err);
+        if (!result)
+            result = await_pong(q, err);
+        uint64_t took = clock_now() - began;
+        shortest = took < shortest ? took : shortest;
+    }
+    *ns = result ? 0 : shortest;
     return result;
 }
 

@@ -22,8 +22,12 @@ int inquiry_greet(struct inquiry *q, const struct migration_options *options,
                   uint64_t present_bytes, struct error *err);
 /* Presents a guest. 1: it could come; 0: refused, see the reasons; -errno. */
 int inquiry_present(struct inquiry *q, struct guest *guest, struct error *err);
-/* Asks what lanes would run over there, and for a place to try them. */
-int inquiry_probe(struct inquiry *q, struct found_message *out, struct error *err);
+/* Asks what lanes would run over there, and for a place to try them: with `wanted` NULL for one
+ * lane's trial, else for room. -EPROTONOSUPPORT when the destination is too old to give any. */
+int inquiry_probe(struct inquiry *q, const struct probe_message *wanted, struct found_message *out,
+                  struct error *err);
+/* The shortest of some round trips of this connection. */
+int inquiry_round_trip(struct inquiry *q, uint64_t *ns, struct error *err);
 /* Where the lanes that PROBE was answered with bind. */
 int inquiry_lane_address(const struct inquiry *q, const char *scheme,
                          const struct found_message *found, struct address *out, struct error *err);

@@ -12,7 +12,8 @@ enum {
     HELLO_1_SIZE = 48, /* of version 1: still read, so that it can be refused in words */
     HELLO_SIZE = HELLO_1_SIZE + 24,
     FOUND_FIXED_SIZE = 2 + 2 + 4 + 4 + 64 + 16 + 16 + 48,
-    FOUND_MAX_SIZE = FOUND_FIXED_SIZE + TRANSPORT_MAX_FINDINGS * (4 + TRANSPORT_FINDING_SIZE),
+    FOUND_MAX_SIZE = FOUND_FIXED_SIZE + TRANSPORT_MAX_FINDINGS * (4 + TRANSPORT_FINDING_SIZE) + 8,
+    PROBE_SIZE = 16,
     WELCOME_SIZE = 8 + BOOT_ID_SIZE,
     GUEST_FIXED_SIZE = GUEST_KIND_SIZE * 2 + GUEST_NAME_SIZE + 4 + 8 + 4 + 4,
     GUEST_REGION_SIZE = 4 + 4 + 8 + 32,
@@ -47,7 +48,7 @@ static const struct {
     [MESSAGE_ERROR] = {"ERROR", 1, PROTO_MAX_TEXT},
     [MESSAGE_PING] = {"PING", 8, 8},
     [MESSAGE_PONG] = {"PONG", 16, 16},
-    [MESSAGE_PROBE] = {"PROBE", 0, 0},
+    [MESSAGE_PROBE] = {"PROBE", 0, PROBE_SIZE},
     [MESSAGE_FOUND] = {"FOUND", FOUND_FIXED_SIZE, FOUND_MAX_SIZE},
 };
 
@@ -202,7 +203,35 @@ int accept_decode(const struct message *from, struct accept_reply *m, struct err
     return wire_reader_done(&r) ? 0 : malformed(from, err);
 }
 
-/* Each finding: u8 fatal, u8 zero, u16 length, the text. */
+size_t probe_encode(const struct probe_message *m, uint8_t *out)
+{
+    struct wire_writer w = wire_writer(out, PROBE_SIZE);
+
+    if (m->room == 0)
+        return 0;
+    wire_put_u64(&w, m->room);
+    wire_put_u32(&w, m->backing);
+    wire_put_u32(&w, 0);
+    return PROBE_SIZE;
+}
+
+int probe_decode(const struct message *from, struct probe_message *m, struct error *err)
+{
+    struct wire_reader r = wire_reader(from->body, from->size);
+
+    *m = (struct probe_message){0};
+    if (from->size == 0)
+        return 0;
+    m->room = wire_get_u64(&r);
+    uint32_t backing = wire_get_u32(&r);
+    wire_get_u32(&r);
+    m->backing = backing;
+    return wire_reader_done(&r) && m->room && backing <= GUEST_NAMED_FILE ? 0
+                                                                          : malformed(from, err);
+}
+
+/* Each finding: u8 fatal, u8 zero, u16 length, the text. Behind them u64 room, if it was asked for.
+ */
 size_t found_encode(const struct found_message *m, uint8_t *out)
 {
     const struct transport_findings *f = &m->findings;
@@ -223,6 +252,8 @@ size_t found_encode(const struct found_message *m, uint8_t *out)
         wire_put_u16(&w, length);
         wire_put_bytes(&w, f->all[i].text, length);
     }
+    if (m->room)
+        wire_put_u64(&w, m->room);
     return (size_t)(w.at - out);
 }
 
@@ -255,6 +286,8 @@ int found_decode(const struct message *from, struct found_message *m, struct err
         return malformed(from, err);
     for (unsigned i = 0; i < f->count && !r.failed; i++)
         finding_decode(&r, &f->all[i]);
+    if (!r.failed && wire_reader_left(&r))
+        m->room = wire_get_u64(&r);
     return wire_reader_done(&r) ? 0 : malformed(from, err);
 }
 

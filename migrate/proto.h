@@ -40,7 +40,9 @@
  *
  * HELLO(check) asks without moving anything: GUEST may follow (ACCEPT with no ports, or REFUSE),
  * and then PROBE, which is answered with FOUND (what lanes would run over at the destination, what
- * is in their way, and a port). The source tries one lane there, and closes.
+ * is in their way, and a port). The source tries one lane there, and closes. From version 3 on
+ * PROBE may ask for room instead, to rehearse in: FOUND then tells how much there is, and as many
+ * lanes as HELLO names may send pages there, which are thrown away.
  *
  * A connection lost after PREPARED is made anew to the session port: HELLO(reconnect, token, next
  * epoch), WELCOME, then COMMIT or ABORT again; both may be repeated. Whoever knows the token may
@@ -65,7 +67,8 @@ enum {
     PROTO_MAGIC = 0x524e4457, /* "WDNR" */
     PROTO_HEADER_SIZE = 16,
     PROTO_VERSION_MIN = 2, /* the range this program speaks */
-    PROTO_VERSION_MAX = 2,
+    PROTO_VERSION_MAX = 3,
+    PROTO_VERSION_ROOM = 3, /* from here on PROBE may ask for room */
     PROTO_MAX_TEXT = 32 << 10,
     PROTO_MAX_EXTENTS = 2048, /* in one EXTENTS */
     PROTO_MAX_ANNOUNCED =
@@ -144,8 +147,14 @@ struct accept_reply {
     uint16_t session_port; /* where the session answers once the control channel is lost */
 };
 
+struct probe_message {
+    uint64_t room; /* bytes that will be asked for; 0: one lane's trial (and no body) */
+    enum guest_backing backing; /* what that room should be like */
+};
+
 struct found_message {
     uint16_t lane_port; /* where a lane can be tried; 0: nowhere, the findings say why */
+    uint64_t room;      /* bytes of region 0 there; 0: PREFLIGHT_TRIAL_BYTES */
     struct transport_findings findings;
 };
 
@@ -196,6 +205,8 @@ size_t welcome_encode(const struct welcome *m, uint8_t *out);
 int welcome_decode(const struct message *from, struct welcome *m, struct error *err);
 size_t accept_encode(const struct accept_reply *m, uint8_t *out);
 int accept_decode(const struct message *from, struct accept_reply *m, struct error *err);
+size_t probe_encode(const struct probe_message *m, uint8_t *out);
+int probe_decode(const struct message *from, struct probe_message *m, struct error *err);
 size_t found_encode(const struct found_message *m, uint8_t *out);
 int found_decode(const struct message *from, struct found_message *m, struct error *err);
 size_t extents_encode(const struct extents_message *m, uint8_t *out);

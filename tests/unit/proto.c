@@ -205,6 +205,74 @@ Test(proto, hostile_findings)
     }
 }
 
+Test(proto, a_probe_asks_for_a_lane_or_for_room)
+{
+    static const struct {
+        struct probe_message probe;
+        size_t size;
+    } cases[] = {{{0}, 0}, {{64 << 20, GUEST_NAMED_FILE}, 16}, {{1 << 20, GUEST_ANONYMOUS}, 16}};
+    struct probe_message out;
+    struct error err = {0};
+    uint8_t body[16];
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        size_t size = probe_encode(&cases[i].probe, body);
+        cr_expect_eq(size, cases[i].size, "case %zu: expected %zu bytes, came %zu", i,
+                     cases[i].size, size);
+        struct message m = body_of(MESSAGE_PROBE, body, size);
+        cr_expect_eq(probe_decode(&m, &out, &err), 0, "case %zu: %s", i, err.text);
+        cr_expect(out.room == cases[i].probe.room && out.backing == cases[i].probe.backing,
+                  "case %zu: came room %llu, backing %d", i, (unsigned long long)out.room,
+                  out.backing);
+        message_free(&m);
+    }
+}
+
+Test(proto, hostile_probes)
+{
+    static const struct {
+        uint8_t body[16];
+        size_t size;
+        const char *what;
+    } cases[] = {
+        {{1}, 15, "a byte short"},
+        {{1}, 8, "half"},
+        {{0}, 16, "room of 0 bytes"},
+        {{0, 0, 16, [8] = 2}, 16, "a backing that does not exist"},
+        {{0, 0, 16, [11] = 0x80}, 16, "a backing below 0"},
+    };
+    struct probe_message out;
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct message m = body_of(MESSAGE_PROBE, cases[i].body, cases[i].size);
+        cr_expect_eq(probe_decode(&m, &out, &(struct error){0}), -EPROTO, "%s was taken",
+                     cases[i].what);
+        message_free(&m);
+    }
+}
+
+Test(proto, room_is_told_behind_the_findings_and_only_whole)
+{
+    struct found_message in = example_found(), out;
+    struct error err = {0};
+    static uint8_t body[PROTO_BODY_SIZE];
+    size_t without = found_encode(&in, body);
+
+    in.room = 5 << 20;
+    size_t with = found_encode(&in, body);
+    cr_assert_eq(with, without + 8);
+    for (size_t size = without; size <= with; size++) {
+        bool whole = size == without || size == with;
+        struct message m = body_of(MESSAGE_FOUND, body, size);
+        int result = found_decode(&m, &out, &err);
+        cr_expect_eq(result, whole ? 0 : -EPROTO, "%zu of %zu bytes: came %d", size, with, result);
+        if (whole)
+            cr_expect_eq(out.room, size == with ? 5 << 20 : 0, "%zu bytes: came room %llu", size,
+                         (unsigned long long)out.room);
+        message_free(&m);
+    }
+}
+
 static struct guest_description example_guest(void)
 {
     struct guest_description d = {.kind = "lab",
