@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import hosts
+import local
 import remote
 from comparison import CPU_KINDS
 from hosts import Failure, expect
@@ -21,6 +22,7 @@ from virtual import instance, shaping
 from virtual.packages import Trouble
 
 GUEST = "measured"
+LOCAL = ("local", "local")  # options.hosts, where both ends are this machine
 # The guest's process is the last thing of a move to end: it lets go of its memory.
 END_SECONDS = 30
 # What sysfs says of the RDMA device $1: "virtual" without a bus below it, then the driver.
@@ -95,8 +97,8 @@ class Machine:
 
     MUCH = 0.1
 
-    def __init__(self, pids):
-        self.pids = pids
+    def __init__(self, pids, instance):
+        self.pids, self.instance = pids, instance
         self.began = self.look()
 
     def look(self):
@@ -137,19 +139,26 @@ def virtual_hosts(state, link):
             before = found.read()["settings"]["link"]
             stack.callback(found.shape, before)
             found.shape(shaping.parse(link))
-        yield remote.virtual(state), Machine([host["pid"] for host in found.status().values()])
+        yield remote.virtual(state), Machine([host["pid"] for host in found.status().values()], found)
+
+
+def reach(options, stack):
+    """((host, host), Machine or None) of the hosts that the options name: LOCAL is this machine, twice."""
+    if options.hosts == LOCAL:
+        return (local.Local("a"), local.Local("b")), None
+    if options.hosts:
+        config = ["-F", options.ssh_config] if getattr(options, "ssh_config", None) else []
+        return tuple(remote.Remote(host, config) for host in options.hosts), None
+    return stack.enter_context(virtual_hosts(options.state, getattr(options, "link", None)))
 
 
 @contextlib.contextmanager
 def open_pair(options):
     """((End, End), Machine or None) of the hosts that the options name, ready for moves; leaves nothing on them."""
     with contextlib.ExitStack() as stack:
-        if options.hosts:
-            both, machine = tuple(remote.Remote(host) for host in options.hosts), None
-        else:
-            both, machine = stack.enter_context(virtual_hosts(options.state, getattr(options, "link", None)))
+        both, machine = reach(options, stack)
         addresses = options.addresses.split(",") if options.addresses else (None, None)
-        names = "ab" if not options.hosts else options.hosts
+        names = options.hosts if options.hosts and options.hosts != LOCAL else "ab"
         ends = tuple(End(stack.enter_context(host), name, options.program, address)
                      for host, name, address in zip(both, names, addresses, strict=True))
         for end, pid in zip(ends, machine.pids if machine else ()):
@@ -219,11 +228,11 @@ class End:
 class Guest:
     """What is moved: a fresh one each time."""
 
-    def __init__(self, memory, workload, accel="kvm", vcpus=1):
-        self.memory, self.workload, self.accel, self.vcpus = memory, workload, accel, vcpus
+    def __init__(self, memory, workload, accel="kvm", vcpus=1, name=GUEST):
+        self.memory, self.workload, self.accel, self.vcpus, self.name = memory, workload, accel, vcpus, name
 
     def arguments(self):
-        return ["lab", "--name", GUEST, "--memory", self.memory, "--vcpus", str(self.vcpus), "--workload",
+        return ["lab", "--name", self.name, "--memory", self.memory, "--vcpus", str(self.vcpus), "--workload",
                 self.workload, "--accel", self.accel]
 
     def writes(self):
@@ -243,11 +252,18 @@ def spent(before, after):
     return {kind: after[kind] - before[kind] for kind in before}
 
 
-def await_account(end, what, holds, seconds=30):
+class Passage:
+    """A guest that runs on the source, and a receiver that waits for it at the destination."""
+
+    def __init__(self, guest, lab, receiver, uri):
+        self.guest, self.lab, self.receiver, self.uri = guest, lab, receiver, uri
+
+
+def await_account(end, guest, what, holds, seconds=30):
     """The guest's own account of its work, once it holds what was expected."""
     deadline = time.monotonic() + seconds * hosts.SLOW
     while True:
-        done = end.wander("workload", GUEST, check=False)
+        done = end.wander("workload", guest.name, check=False)
         account = json.loads(done.stdout) if done.returncode == 0 else None
         if account and holds(account):
             return account
@@ -257,47 +273,86 @@ def await_account(end, what, holds, seconds=30):
         time.sleep(0.2)
 
 
-def migrate(source, destination, uri, lab, receiver, options, seconds):
-    """The migration itself, from the command to the end of the guest's process at the source. No command is run on
-    either host meanwhile."""
-    report_path = f"{source.host.directory()}/report.json"
+@contextlib.contextmanager
+def passage(source, destination, scheme, guest):
+    """A Passage of a fresh guest that has begun its work. Leaves no process behind."""
+    listen = destination.uri("tcp", 0)
+    receiver, said = destination.start("receive", "--listen", listen, "--insecure", "--once", says="listening on")
+    processes = [receiver]
+    try:
+        processes.append(source.start(*guest.arguments(), says="runs here", seconds=60)[0])
+        if guest.writes():
+            await_account(source, guest, "the guest to write pages", lambda account: account["pages_written"] > 0)
+        yield Passage(guest, processes[1], receiver, destination.uri(scheme, port_of(said)))
+    finally:
+        # Also when the session's process is not the receiver's any more.
+        for process in reversed(processes):
+            process.end()
+
+
+def departure(source, passages, options):
+    """The shell's command that migrates all at once, leaves what each said and its report, and tells the exit code,
+    beginning and end of each."""
+    parts, ends = [], []
+    for each in passages:
+        base = f"{source.host.directory()}/move-{each.guest.name}"
+        ends.append(f"echo $(<{base}.end)")
+        words = [source.program, "migrate", each.guest.name, each.uri, "--json", f"{base}.json", *options]
+        parts.append(f"rm -f {base}.*; (began=$EPOCHREALTIME; {shlex.join(words)} >{base}.said 2>&1; "
+                     f"echo $? $began $EPOCHREALTIME >{base}.end) &")
+    return "\n".join([*parts, "wait", *ends])
+
+
+def outcome(source, each, code, began, ended):
+    """{code, said, report, wall_s} of one guest's migration that has ended."""
+    base = f"{source.host.directory()}/move-{each.guest.name}"
+    report = source.host.run(f"cat {base}.json", check=False).stdout
+    return {"code": int(code), "said": source.host.run(f"cat {base}.said").stdout,
+            "report": json.loads(report) if report else None, "wall_s": float(ended) - float(began)}
+
+
+def migrate(source, destination, passages, options, seconds):
+    """The migrations themselves, all at once, from the command to the end of the guests' processes at the source:
+    (outcomes, seconds, CPU time of both hosts). No other command is run on either host meanwhile."""
     before = destination.cpu(), source.cpu()
     began = time.monotonic()
-    done = source.wander("migrate", GUEST, uri, "--json", report_path, *options, seconds=seconds, check=False)
-    if done.returncode:
-        raise Failure(f"the move from {source} to {uri} {' '.join(options)} exited with {done.returncode}.\nIt said:\n"
-                      f"{(done.stdout + done.stderr).strip()[-3000:]}\nThe guest's process said:\n"
-                      f"{lab.output().strip()[-1000:]}\nThe receiver said:\n{receiver.output().strip()[-1000:]}")
-    lab.wait(END_SECONDS)
+    told = source.host.run(departure(source, passages, options), seconds=seconds, env=source.env).stdout
+    ends = [line.split() for line in told.splitlines()]
+    for each, (code, _began, _ended) in zip(passages, ends, strict=True):
+        if code == "0":
+            each.lab.wait(END_SECONDS)
     wall = time.monotonic() - began
     after = destination.cpu(), source.cpu()
-    report = json.loads(source.host.run(["cat", report_path]).stdout)
-    return {"report": report, "wall_s": wall, "host_cpu": {"destination": spent(before[0], after[0]),
-                                                           "source": spent(before[1], after[1])}}
+    outcomes = [outcome(source, each, *end) for each, end in zip(passages, ends, strict=True)]
+    return outcomes, wall, {"destination": spent(before[0], after[0]), "source": spent(before[1], after[1])}
+
+
+def complaint(source, each, found, options):
+    """What is known of a migration that failed."""
+    return (f"the move from {source} to {each.uri} {' '.join(options)} exited with {found['code']}.\nIt said:\n"
+            f"{found['said'].strip()[-3000:]}\nThe guest's process said:\n{each.lab.output().strip()[-1000:]}\n"
+            f"The receiver said:\n{each.receiver.output().strip()[-1000:]}")
+
+
+def arrived(destination, guest):
+    """Sees that a guest arrived whole."""
+    if guest.writes():
+        account = await_account(destination, guest, "the guest's check of its memory after the move",
+                                lambda account: account["checks"] > 0, seconds=60)
+        expect(account["bad_pages"] == 0, f"expected the guest to find no bad page after its move; got {account}")
 
 
 def move(source, destination, scheme, guest, options=(), seconds=600):
     """Starts a guest on `source`, moves it over `scheme`, sees that it arrived whole, and ends it: its report, and the
     CPU time of both hosts."""
-    listen = destination.uri("tcp", 0)
-    receiver, said = destination.start("receive", "--listen", listen, "--insecure", "--once", says="listening on")
-    lab, _ = source.start(*guest.arguments(), says="runs here", seconds=60)
-    try:
-        if guest.writes():
-            await_account(source, "the guest to write pages", lambda account: account["pages_written"] > 0)
-        uri = destination.uri(scheme, port_of(said))
-        result = migrate(source, destination, uri, lab, receiver, list(options), seconds)
-        if guest.writes():
-            account = await_account(destination, "the guest's check of its memory after the move",
-                                    lambda account: account["checks"] > 0, seconds=60)
-            expect(account["bad_pages"] == 0, f"expected the guest to find no bad page after its move; got {account}")
-        destination.wander("quit", GUEST)
-        receiver.wait(END_SECONDS)
-    finally:
-        # Also when the session's process is not the receiver's any more.
-        for process in (lab, receiver):
-            process.end()
-    return result
+    options = list(options)
+    with passage(source, destination, scheme, guest) as each:
+        (found,), wall, cpu = migrate(source, destination, [each], options, seconds)
+        expect(found["code"] == 0, complaint(source, each, found, options))
+        arrived(destination, guest)
+        destination.wander("quit", guest.name)
+        each.receiver.wait(END_SECONDS)
+    return {"report": found["report"], "wall_s": wall, "host_cpu": cpu}
 
 
 def check(source, destination, scheme, options=()):

@@ -65,6 +65,12 @@ def size(value, key):
     return value
 
 
+def bytes_of(value):
+    """Of a size that was checked."""
+    digits, unit = re.fullmatch(r"([\d.]+)([KMGT]?)(?:i?B)?", value).groups()
+    return float(digits) * 1024 ** " KMGT".index(unit or " ")
+
+
 def one_of(*words):
     def check(value, key):
         need(value in words, key, f"expected {' or '.join(words)}; got {value!r}")

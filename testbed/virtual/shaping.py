@@ -48,3 +48,8 @@ def command(device, link):
     if "rate" in link:
         parts.append(f"rate {link['rate']:.0f}bit")
     return " ".join(parts)
+
+
+def mtu_command(device, mtu):
+    """The shell command that gives a network device this MTU; soft-RoCE on it follows."""
+    return f"ip link set dev {device} mtu {int(mtu)}"

@@ -1,0 +1,343 @@
+"""Runs a comparison: which move comes next, on which hosts, with what link, until every median is known well enough."""
+
+import contextlib
+import fnmatch
+import time
+
+import comparison
+import link_limits
+import nic_counters
+import pair
+import scenario as scenarios
+import trial
+from compare_store import now
+from hosts import Failure
+from progress import Progress
+from virtual import shaping
+from virtual.packages import Trouble
+
+DEFAULT_LANES = 2
+# Failures of one contender at one point, without a success, after which it is left alone.
+ENOUGH_FAILURES = 3
+# Boots one after the other in which not one move went well.
+ENOUGH_BOOTS = 3
+ANSWER_SECONDS = 20
+
+
+class HostsGone(Exception):
+    """A host does not answer any more; why."""
+
+
+class Cell:
+    """One contender at one point of a scenario: what a median is made of."""
+
+    def __init__(self, scenario, point, contender):
+        self.scenario, self.point, self.contender = scenario["name"], point, contender
+        self.tried, self.totals, self.warm_ups, self.left_out = {}, [], 0, None
+
+    @property
+    def key(self):
+        return f"{self.point['id']}/{self.contender['name']}"
+
+    def take(self, label, move):
+        """Counts a move that was made."""
+        if move["warm_up"]:
+            self.warm_ups = max(self.warm_ups, move["repeat"])
+            return
+        self.tried[move["repeat"]] = move["failed"]
+        self.totals.append(trial.total_seconds(move))
+
+    def hopeless(self):
+        return len(self.tried) >= ENOUGH_FAILURES and all(self.tried.values())
+
+    def wants(self, repeat, options):
+        """Whether this repeat is still to be made."""
+        if self.left_out or repeat in self.tried or self.hopeless():
+            return False
+        return repeat <= options.repeats or not self.known(options.confidence)
+
+    def known(self, share):
+        return comparison.precise(comparison.median_interval(self.totals), share)
+
+    def options(self):
+        return self.point["settings"]["options"] + self.contender["options"]
+
+
+class Session:
+    """The hosts during one boot of them."""
+
+    def __init__(self, run, ends, machine, boot):
+        self.run, self.ends, self.machine, self.boot = run, ends, machine, boot
+        self.shape, self.mtu, self.limited, self.good = None, None, set(), 0
+
+    def answer(self):
+        """Whether both hosts still do."""
+        try:
+            return all(end.host.run("echo here", seconds=ANSWER_SECONDS).returncode == 0 for end in self.ends)
+        except Failure:
+            return False
+
+    def prepare(self, stack):
+        """Notes how the link is, and sees that it is so again afterwards."""
+        self.interfaces = [interface_of(end) for end in self.ends]
+        self.mtu_before = self.mtu = mtu_of(self.ends[0], self.interfaces[0])
+        stack.callback(self.restore)
+        if self.machine:
+            self.shape_before = self.shape = self.machine.instance.read()["settings"]["link"]
+
+    def restore(self):
+        with contextlib.suppress(Failure, Trouble):
+            self.set_mtu(self.mtu_before)
+            if self.machine:
+                self.set_shape(self.shape_before)
+
+    def set_mtu(self, mtu):
+        if mtu == self.mtu:
+            return
+        for end, interface in zip(self.ends, self.interfaces, strict=True):
+            end.host.run(shaping.mtu_command(interface, mtu))
+        self.mtu = mtu
+
+    def set_shape(self, shape):
+        if shape != self.shape:
+            self.machine.instance.shape(shape)
+            self.shape = shape
+
+    def fits(self, settings):
+        """None, or why this point cannot be had on these hosts."""
+        if self.machine:
+            return None
+        if settings["link"]:
+            return f"link {settings['link']} (only the link of virtual hosts is shaped)"
+        if settings["mtu"] and settings["mtu"] != self.mtu:
+            return f"MTU {settings['mtu']} (it is {self.mtu} here, and real hosts are left as they are)"
+        return None
+
+    def set_link(self, settings):
+        """Gives the link the properties of a point, those it had before where the point says nothing, and finds out
+        once what it can do then."""
+        if self.machine:
+            self.set_shape(shaping.parse(settings["link"]) if settings["link"] else self.shape_before)
+            self.set_mtu(settings["mtu"] or self.mtu_before)
+        state = (settings["link"], self.mtu)
+        if state in self.limited:
+            return
+        self.limited.add(state)
+        self.run.progress.draw("measuring what the link can do")
+        with_rdma = any(cell.contender["transport"] == "rdma" for cell in self.run.cells if not cell.left_out)
+        found = link_limits.measure(*self.ends, with_rdma, DEFAULT_LANES, self.run.warn)
+        self.boot["limits"] += [{**limit, "link": settings["link"], "mtu": self.mtu} for limit in found]
+        self.run.store.save()
+
+
+def interface_of(end):
+    said = end.host.run(["ip", "-o", "address", "show", "to", end.address], check=False).stdout.split()
+    return said[1] if len(said) > 1 else None
+
+
+def mtu_of(end, interface):
+    said = end.host.run(f"cat /sys/class/net/{interface}/mtu", check=False).stdout.strip() if interface else ""
+    return int(said) if said.isdecimal() else None
+
+
+class Run:
+    """One comparison under way."""
+
+    def __init__(self, options, scenarios, store):
+        self.options, self.scenarios, self.store = options, scenarios, store
+        self.progress, self.order = Progress(), 0
+        self.cells = [Cell(scenario, point, contender) for scenario in scenarios for point in scenario["points"]
+                      for contender in scenario["contenders"]]
+        if options.only:
+            self.cells = [cell for cell in self.cells if fnmatch.fnmatch(cell.key, options.only)]
+            if not self.cells:
+                raise Failure(f"--only {options.only}: no POINT/CONTENDER of these scenarios fits")
+        for cell in self.cells:
+            for label, move in store.moves(cell).items():
+                cell.take(label, move)
+                self.order = max(self.order, move["order"])
+
+    def warn(self, text):
+        if self.store.warn(text):
+            self.progress.say(f"warning: {text}")
+
+    def leave_out(self, cells, why):
+        for cell in cells:
+            cell.left_out = why
+        if cells:
+            keys = ", ".join(f"{cell.scenario}/{cell.key}" for cell in cells)
+            self.warn(f"left out: {keys}: {why}")
+
+    # --- boots
+
+    def run(self):
+        """Until every move is made. A Failure when the hosts do not let that happen."""
+        fruitless = 0
+        while self.missing() and fruitless < ENOUGH_BOOTS:
+            with contextlib.ExitStack() as stack:
+                # A boot that fails is not one that dies: it would fail again.
+                ends, machine = stack.enter_context(pair.open_pair(self.options))
+                session = self.session(ends, machine)
+                try:
+                    session.prepare(stack)
+                    self.in_session(session)
+                except HostsGone as gone:
+                    self.warn(f"the hosts of boot {session.boot['id']} were lost during {gone}; others took over")
+            fruitless = 0 if session.good else fruitless + 1
+        if fruitless >= ENOUGH_BOOTS:
+            raise Failure(f"{fruitless} boots of the hosts one after the other were lost before one move went well")
+
+    def session(self, ends, machine):
+        boots = self.store.document["boots"]
+        names = [{"host": str(end), "address": end.address} for end in ends]
+        boots.append({"id": max((boot["id"] for boot in boots), default=0) + 1, "began": now(), "hosts": names,
+                      "limits": []})
+        self.store.save()
+        return Session(self, ends, machine, boots[-1])
+
+    def in_session(self, session):
+        self.check_transports(session)
+        self.accel = {}
+        for scenario in self.scenarios:
+            cells = [cell for cell in self.cells if cell.scenario == scenario["name"]]
+            for cell in cells:
+                why = session.fits(cell.point["settings"])
+                if why and not cell.left_out:
+                    self.leave_out([cell], why)
+            if any(self.missing_of(cell) for cell in cells):
+                self.warm_up(session, scenario, cells)
+                self.note_ends(session)
+                self.passes(session, cells)
+        said = session.machine.warning() if session.machine else None
+        if said:
+            self.warn(f"boot {session.boot['id']}: {said}")
+
+    def check_transports(self, session):
+        """Whether each works between the hosts. On one machine what does not is left out; elsewhere it is an error:
+        the comparison would not be the one that was asked for."""
+        for transport in dict.fromkeys(cell.contender["transport"] for cell in self.cells if not cell.left_out):
+            try:
+                pair.check(*session.ends, transport)
+            except Failure as failure:
+                if self.options.hosts != pair.LOCAL:
+                    raise
+                reason = " ".join(str(failure).split())
+                self.leave_out([cell for cell in self.cells if cell.contender["transport"] == transport], reason)
+        if all(cell.left_out for cell in self.cells):
+            raise Failure("nothing is left to compare: every contender was left out, see the warnings above")
+
+    def note_ends(self, session):
+        """Facts of both hosts, from the warm-ups' reports also those of their devices."""
+        moves = [move for cell in self.cells for move in self.store.moves(cell).values()
+                 if move["boot"] == session.boot["id"] and move["report"] and not move["failed"]]
+        self.store.document["ends"] = [pair.facts_of(end, moves) for end in session.ends]
+        self.store.save()
+
+    # --- the order of moves
+
+    def missing_of(self, cell):
+        """How many repeats a cell lacks, as far as is known now."""
+        return sum(cell.wants(repeat, self.options) for repeat in range(1, self.options.repeats + 1)) or \
+            int(len(cell.tried) < self.options.max_repeats and cell.wants(self.next_repeat(cell), self.options))
+
+    def next_repeat(self, cell):
+        return max(cell.tried, default=0) + 1
+
+    def missing(self):
+        return sum(map(self.missing_of, self.cells))
+
+    def warm_up(self, session, scenario, cells):
+        """One move of the largest guest for each contender, which also proves page by page that what arrives is what
+        was sent."""
+        open_cells = [cell for cell in cells if not cell.left_out]
+        for contender in scenario["contenders"]:
+            mine = [cell for cell in open_cells if cell.contender is contender]
+            if mine:
+                cell = max(mine, key=lambda cell: cell.point["settings"]["guests"] *
+                           scenarios.bytes_of(cell.point["settings"]["memory"]))
+                session.set_link(cell.point["settings"])
+                self.one(session, cell, cell.warm_ups + 1, True, True)
+
+    def passes(self, session, cells):
+        """Repeat after repeat over all points, the contenders taking turns: who is first alternates, and so does the
+        direction."""
+        for repeat in range(1, self.options.max_repeats + 1):
+            forwards = repeat % 2 == 1
+            turned = (repeat - 1 + (repeat - 1) // 2) % 2 == 1
+            wanting = [cell for cell in cells if cell.wants(repeat, self.options)]
+            points = list({cell.point["id"]: cell.point for cell in wanting}.values())
+            for point in points:
+                session.set_link(point["settings"])
+                mine = [cell for cell in wanting if cell.point is point]
+                for cell in mine[::-1] if turned else mine:
+                    self.one(session, cell, repeat, False, forwards)
+        self.say_unknown(cells)
+
+    def say_unknown(self, cells):
+        for cell in cells:
+            if cell.hopeless():
+                self.warn(f"{cell.scenario}/{cell.key}: every one of {len(cell.tried)} moves failed")
+            elif not cell.left_out and not cell.known(self.options.confidence):
+                self.warn(f"{cell.scenario}/{cell.key}: after {len(cell.tried)} repeats the 95 % interval of the median "
+                          f"total time is still wider than ±{self.options.confidence:.0%}")
+
+    # --- one move
+
+    def accel_of(self, session, wish):
+        if wish not in self.accel:
+            able = all(end.guests_kvm() for end in session.ends)
+            if not able and wish == "kvm":
+                raise Failure("a scenario asks for accel = \"kvm\", and /dev/kvm cannot be used on both hosts")
+            if not able and not wish:
+                self.warn("/dev/kvm cannot be used on both hosts: guests are synthetic, the same workload as threads of "
+                          "a process")
+            self.accel[wish] = wish or ("kvm" if able else "synthetic")
+        return self.accel[wish]
+
+    def one(self, session, cell, repeat, warm_up, forwards):
+        """Makes one move and stores what came of it, also of one that failed."""
+        source, destination = session.ends if forwards else session.ends[::-1]
+        settings, label = cell.point["settings"], f"W{repeat}" if warm_up else f"{repeat:02}"
+        what = f"{cell.scenario} {cell.point['label']} {cell.contender['name']} {label}"
+        self.progress.draw(f"{what}  {source} -> {destination} …  {self.progress.left(self.missing())}")
+        self.order += 1
+        began, made = time.monotonic(), now()
+        options = cell.options() + (["--verify"] if warm_up and "--verify" not in cell.options() else [])
+        plan = trial.Plan(settings, cell.contender["transport"], options, self.accel_of(session, settings["accel"]),
+                          self.options.predict)
+        try:
+            result = trial.run(source, destination, plan, not warm_up)
+        except Failure as failure:
+            result = {**trial.NOTHING, "failed": str(failure)}
+        if result["failed"] and not session.answer():
+            raise HostsGone(what)
+        move = {"schema": 1, "scenario": cell.scenario, "point": cell.point["id"], "contender": cell.contender["name"],
+                "transport": cell.contender["transport"], "repeat": repeat, "warm_up": warm_up,
+                "boot": session.boot["id"], "order": self.order, "began": made, "source": str(source),
+                "destination": str(destination), **result}
+        self.store.add(cell, label, move)
+        cell.take(label, move)
+        self.note(session, cell, move, what, began)
+
+    def note(self, session, cell, move, what, began):
+        words = {name: words for side in move["counters"].values() for group in side.values() for name in group
+                 if (words := nic_counters.meaning(name))}
+        self.store.document["counter_words"].update(words)
+        if move["failed"]:
+            self.store.document["errors"].append({"scenario": cell.scenario, "point": cell.point["id"],
+                                                  "contender": cell.contender["name"], "text": move["failed"]})
+        else:
+            session.good += 1
+        self.store.save()
+        if not move["warm_up"]:
+            self.progress.step(began)
+        self.progress.say(f"{what}  {move['source']} -> {move['destination']}  {summary(move)}  "
+                          f"{self.progress.left(self.missing())}")
+
+
+def summary(move):
+    if move["failed"]:
+        return f"FAILED: {move['failed'].splitlines()[0][:200]}"
+    reports = [part["report"] for part in move.get("guests") or [move]]
+    return (f"{trial.total_seconds(move):.2f} s, downtime {max(report['downtime_ms'] for report in reports):.1f} ms, "
+            f"{max(len(report['rounds']) for report in reports)} rounds")

@@ -1,0 +1,101 @@
+"""The folder of a comparison: comparison.json with what was asked and found out, and a file for every move."""
+
+import datetime
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pair
+from hosts import Failure
+
+SCHEMA = 1
+# What must be the same, or the moves that are there and those to come would not be of one comparison.
+SAME = {"wander": "another version of wander", "wander_sha256": "another build of wander", "hosts": "other hosts"}
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def version_of(program):
+    """(what it says, the hash of its file)."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip(), hashlib.sha256(Path(program).read_bytes()).hexdigest()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Failure(f"'{program} --version' does not work: {error}; build it, or name it with --program") from None
+
+
+class Store:
+    def __init__(self, out):
+        self.out = Path(out)
+        self.document = None
+
+    @property
+    def main(self):
+        return self.out / "comparison.json"
+
+    def begin(self, document):
+        """A new comparison, in a folder without one."""
+        if self.main.exists():
+            raise Failure(f"{self.out} holds a comparison already: go on with --resume, or give another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.document = {"schema": SCHEMA, "made": now(), **document}
+        self.save()
+
+    def resume(self, document):
+        """Goes on with the comparison that is there; a Failure when it is not the same one."""
+        there = read(self.main)
+        if there is None:
+            raise Failure(f"--resume: {self.main} is not there, or no comparison; without --resume a new one begins")
+        if there.get("schema") != SCHEMA:
+            raise Failure(f"--resume: {self.main} has schema {there.get('schema')!r}, and this program writes {SCHEMA}")
+        for key, what in SAME.items():
+            if there.get(key) != document[key]:
+                raise Failure(f"--resume: {self.out} was made with {what} ({there.get(key)}, and now "
+                              f"{document[key]}): moves of both would not compare. Begin anew with another --out")
+        texts = {scenario["name"]: scenario["text"] for scenario in there["scenarios"]}
+        for scenario in document["scenarios"]:
+            if texts.get(scenario["name"]) != scenario["text"]:
+                how = "has changed since" if scenario["name"] in texts else "is not among those"
+                raise Failure(f"--resume: the scenario '{scenario['name']}' {how} in {self.out}: begin anew with "
+                              f"another --out, or give the file as it was")
+        self.document = {**there, "finished": False, "command": document["command"]}
+        self.save()
+
+    def save(self):
+        pair.save(self.main, self.document)
+
+    def warn(self, text):
+        if text not in self.document["warnings"]:
+            self.document["warnings"].append(text)
+            self.save()
+            return True
+        return False
+
+    # --- moves
+
+    def folder(self, cell):
+        return self.out / "moves" / cell.scenario / cell.point["id"] / cell.contender["name"]
+
+    def path(self, cell, label):
+        return self.folder(cell) / f"{label}.json"
+
+    def add(self, cell, label, move):
+        self.folder(cell).mkdir(parents=True, exist_ok=True)
+        pair.save(self.path(cell, label), move)
+
+    def moves(self, cell):
+        """{label: move} of those that are there and whole."""
+        found = {path.stem: read(path) for path in sorted(self.folder(cell).glob("*.json"))}
+        return {label: move for label, move in found.items() if move is not None}
+
+
+def read(path):
+    """A JSON object, or None when there is none."""
+    try:
+        document = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None

@@ -1,0 +1,142 @@
+"""One repeat of a comparison: fresh guests, what they do before, the prediction, the move, what they do afterwards, and
+what it cost both hosts."""
+
+import contextlib
+import json
+import re
+import shlex
+
+import nic_counters
+import pair
+from hosts import Failure, expect
+
+MOVE_SECONDS, PREDICT_SECONDS = 300, 120
+RATE_SECONDS = 1
+NO_WORK = {"before_pages_per_s": None, "during_pages_per_s": None, "after_pages_per_s": None}
+# Of a move that could not even be begun.
+NOTHING = {"report": None, "host_cpu": None, "wall_s": None, "prediction": None, "prediction_error": None,
+           "work": NO_WORK, "counters": {}}
+SEVERAL = "wander predict knows nothing of other guests that move over the same link meanwhile"
+# Options of wander migrate that wander predict does not have: they do not change how the move goes on.
+NOT_PREDICTED = ("--verify",)
+
+
+class Plan:
+    """What is to be moved, and how."""
+
+    def __init__(self, settings, transport, options, accel, predict=True):
+        self.settings, self.transport, self.options = settings, transport, options
+        self.accel, self.predict = accel, predict
+
+    def guests(self):
+        count = self.settings["guests"]
+        names = [pair.GUEST] if count == 1 else [f"{pair.GUEST}-{number}" for number in range(1, count + 1)]
+        return [pair.Guest(self.settings["memory"], self.settings["workload"], self.accel, self.settings["vcpus"], name)
+                for name in names]
+
+
+def work_rates(end, guests):
+    """{guest: pages written per second}, over a second; nothing of a guest that is idle."""
+    names = [guest.name for guest in guests if guest.writes()]
+    if not names:
+        return {}
+    look = "".join(f"echo \"= {name} $EPOCHREALTIME\"; {shlex.quote(end.program)} workload {name}; " for name in names)
+    said = end.host.run(f"look() {{ {look} }}; look; sleep {RATE_SECONDS}; look", env=end.env, seconds=60).stdout
+    seen = {name: [] for name in names}
+    for part in re.split(r"(?m)^= ", said)[1:]:
+        head, _, account = part.partition("\n")
+        name, when = head.split()
+        seen[name].append((float(when), json.loads(account)["pages_written"]))
+    return {name: (pages - former) / (later - earlier) for name, ((earlier, former), (later, pages)) in seen.items()}
+
+
+def rate_during(report):
+    """Pages written per second from the start of tracking to the pause, by wander's own report."""
+    work = report.get("guest_work") if report else None
+    if not work or not work["ms"]:
+        return None
+    return (work["pages_written_at_pause"] - work["pages_written_at_start"]) / work["ms"] * 1e3
+
+
+def foretell(source, passage, options):
+    """(prediction, None) or (None, why there is none)."""
+    path = f"{source.host.directory()}/prediction.json"
+    asked = [option for option in options if option not in NOT_PREDICTED]
+    source.host.run(f"rm -f {path}")
+    done = source.wander("predict", passage.guest.name, passage.uri, "--json", path, *asked, seconds=PREDICT_SECONDS,
+                         check=False)
+    if done.returncode:
+        return None, (done.stderr.strip() or done.stdout.strip())[-1000:]
+    try:
+        return json.loads(source.host.run(["cat", path]).stdout), None
+    except (ValueError, Failure) as error:
+        return None, f"wander predict ended well, but left no valid JSON: {error}"
+
+
+def foretell_for(source, passages, plan):
+    if not plan.predict:
+        return None, "not asked for (--no-predict)"
+    return foretell(source, passages[0], plan.options) if len(passages) == 1 else (None, SEVERAL)
+
+
+def look_after(destination, passage):
+    """None, or what is wrong with a guest that has arrived."""
+    try:
+        pair.arrived(destination, passage.guest)
+    except Failure as failure:
+        return str(failure)
+    return None
+
+
+def part_of(passage, found, before, after):
+    name, idle = passage.guest.name, not passage.guest.writes()
+    work = {"before_pages_per_s": before.get(name), "during_pages_per_s": rate_during(found["report"]),
+            "after_pages_per_s": after.get(name)}
+    return {"name": name, "report": found["report"], "wall_s": found["wall_s"], "work": NO_WORK if idle else work}
+
+
+def quit_all(destination, passages):
+    for passage in passages:
+        destination.wander("quit", passage.guest.name)
+        passage.receiver.wait(pair.END_SECONDS)
+
+
+def counters_of(before, after):
+    return {side: nic_counters.changed(before[side], after[side]) for side in before}
+
+
+def run(source, destination, plan, measured=True):
+    """What is in the file of a move, as far as it depends on the move; `measured` is false for a warm-up, which has
+    nothing around it. A Failure when not even the migration could be begun."""
+    with contextlib.ExitStack() as stack:
+        passages = [stack.enter_context(pair.passage(source, destination, plan.transport, guest))
+                    for guest in plan.guests()]
+        guests = [passage.guest for passage in passages]
+        prediction, why = foretell_for(source, passages, plan) if measured else (None, "a warm-up")
+        before = work_rates(source, guests) if measured else {}
+        looks = {"source": source, "destination": destination}
+        counted = {side: nic_counters.look(end) for side, end in looks.items()}
+        outcomes, wall, cpu = pair.migrate(source, destination, passages, plan.options, MOVE_SECONDS)
+        counters = counters_of(counted, {side: nic_counters.look(end) for side, end in looks.items()})
+        failures = [pair.complaint(source, passage, found, plan.options)
+                    for passage, found in zip(passages, outcomes, strict=True) if found["code"]]
+        after = {}
+        if not failures:
+            failures = list(filter(None, (look_after(destination, passage) for passage in passages)))
+            after = work_rates(destination, guests) if measured else {}
+            quit_all(destination, passages)
+        parts = [part_of(passage, found, before, after) for passage, found in zip(passages, outcomes, strict=True)]
+    several = len(parts) > 1
+    return {"failed": "\n".join(failures) or None, "report": None if several else parts[0]["report"], "host_cpu": cpu,
+            "wall_s": wall, "prediction": prediction, "prediction_error": why,
+            "work": NO_WORK if several else parts[0]["work"], "counters": counters,
+            **({"guests": parts} if several else {})}
+
+
+def total_seconds(document):
+    """The total time that a comparison grows by: of the last of several guests; None when it failed."""
+    reports = [part["report"] for part in document.get("guests") or [document]]
+    if document["failed"] or not all(reports):
+        return None
+    expect(all(report["total_ms"] for report in reports), "expected every report to have a total time")
+    return max(report["total_ms"] for report in reports) / 1e3
