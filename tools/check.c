@@ -6,6 +6,7 @@
 #include "tools/attach.h"
 #include "tools/commands.h"
 #include "tools/control_client.h"
+#include "tools/path_options.h"
 #include "transport/base/clock.h"
 
 enum {
@@ -19,9 +20,6 @@ struct check_values {
     struct migration_options migrate;
 };
 
-static const char *const operation_choices[] = {"write", "read", NULL};
-static const char *const registration_choices[] = {"all", "chunk", NULL};
-
 static int parse_guest(const struct cli_option *option, const char *text, void *field,
                        struct error *err)
 {
@@ -33,14 +31,7 @@ static const struct cli_option options[] = {
     {"guest", "GUEST",
      "ask for this guest (default: whether wander answers there, and whether lanes work)",
      parse_guest, CLI_FIELD(struct check_values, guest)},
-    {"lanes", "N", "as for wander migrate, and so are those below", cli_number,
-     CLI_FIELD(struct check_values, migrate.lanes), .low = 1, .high = 64},
-    {"rdma-op", "write|read", "(default write)", cli_choice,
-     CLI_FIELD(struct check_values, migrate.operation), .choices = operation_choices},
-    {"rdma-register", "all|chunk", "(default all)", cli_choice,
-     CLI_FIELD(struct check_values, migrate.registration), .choices = registration_choices},
-    {"rdma-pin-limit", "SIZE", "(default 256M)", cli_size,
-     CLI_FIELD(struct check_values, migrate.pin_limit)},
+    PATH_LANE_OPTIONS(struct check_values),
     {0},
 };
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tools/cli_options.h"
+#include "tools/path_options.h"
 #include "transport/base/clock.h"
 #include "transport/transport.h"
 
@@ -42,9 +42,6 @@ struct request_form {
     size_t count;
 };
 
-static const char *const timeout_choices[] = {"cancel", "force", NULL};
-static const char *const operation_choices[] = {"write", "read", NULL};
-static const char *const registration_choices[] = {"all", "chunk", NULL};
 static const char *const resolve_choices[] = {"resume", "destroy", NULL};
 
 static const struct member migrate_members[] = {
@@ -52,14 +49,15 @@ static const struct member migrate_members[] = {
     {"downtime_limit_ns", MEMBER_NUMBER, FIELD(migrate.limits.downtime_ns), .low = 1,
      .high = LARGEST},
     {"max_time_ns", MEMBER_NUMBER, FIELD(migrate.limits.max_time_ns), .high = LARGEST},
-    {"on_timeout", MEMBER_CHOICE, FIELD(migrate.limits.on_timeout), .choices = timeout_choices},
+    {"on_timeout", MEMBER_CHOICE, FIELD(migrate.limits.on_timeout),
+     .choices = path_timeout_choices},
     {"throttle_max", MEMBER_NUMBER, FIELD(migrate.limits.throttle_max), .high = 99},
     {"max_bandwidth", MEMBER_NUMBER, FIELD(migrate.max_bandwidth), .high = LARGEST},
     {"lanes", MEMBER_NUMBER, FIELD(migrate.lanes), .low = 1, .high = TRANSPORT_MAX_LANES},
     {"verify", MEMBER_BOOLEAN, FIELD(migrate.verify)},
-    {"rdma_operation", MEMBER_CHOICE, FIELD(migrate.operation), .choices = operation_choices},
+    {"rdma_operation", MEMBER_CHOICE, FIELD(migrate.operation), .choices = path_operation_choices},
     {"rdma_registration", MEMBER_CHOICE, FIELD(migrate.registration),
-     .choices = registration_choices},
+     .choices = path_registration_choices},
     {"rdma_pin_limit", MEMBER_NUMBER, FIELD(migrate.pin_limit), .high = LARGEST},
     {"dscp", MEMBER_NUMBER, FIELD(migrate.dscp), .high = 63},
     {"tracker", MEMBER_TEXT, FIELD(migrate.tracker)},
@@ -78,9 +76,9 @@ static const struct member workload_members[] = {
 static const struct member check_members[] = {
     {"uri", MEMBER_URI, FIELD(migrate.destination), .required = true},
     {"lanes", MEMBER_NUMBER, FIELD(migrate.lanes), .low = 1, .high = TRANSPORT_MAX_LANES},
-    {"rdma_operation", MEMBER_CHOICE, FIELD(migrate.operation), .choices = operation_choices},
+    {"rdma_operation", MEMBER_CHOICE, FIELD(migrate.operation), .choices = path_operation_choices},
     {"rdma_registration", MEMBER_CHOICE, FIELD(migrate.registration),
-     .choices = registration_choices},
+     .choices = path_registration_choices},
     {"rdma_pin_limit", MEMBER_NUMBER, FIELD(migrate.pin_limit), .high = LARGEST},
 };
 

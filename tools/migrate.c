@@ -17,6 +17,7 @@
 #include "tools/attach.h"
 #include "tools/commands.h"
 #include "tools/control_client.h"
+#include "tools/path_options.h"
 #include "tools/progress.h"
 #include "tools/runtime.h"
 #include "transport/base/clock.h"
@@ -33,47 +34,14 @@ struct migrate_values {
     char json[3072];
 };
 
-static const char *const timeout_choices[] = {"cancel", "force", NULL};
-static const char *const operation_choices[] = {"write", "read", NULL};
-static const char *const registration_choices[] = {"all", "chunk", NULL};
-
-#define FIELD(member) CLI_FIELD(struct migrate_values, member)
-
 static const struct cli_option options[] = {
-    {"downtime-limit", "T", "longest pause that is welcome, like 20ms (default 300ms)", cli_time,
-     FIELD(migrate.limits.downtime_ns)},
-    {"max-bandwidth", "R", "bytes/s like 100M, or bits/s like 10Gbit (default unlimited)", cli_rate,
-     FIELD(migrate.max_bandwidth)},
-    {"lanes", "N", "parallel streams or queue pairs, 1 to 64 (default 2)", cli_number,
-     FIELD(migrate.lanes), .low = 1, .high = 64},
-    {"throttle", "auto|none|MAX%",
-     "share of vCPU time that may be taken to converge; auto: 99% (default none)", cli_throttle,
-     FIELD(migrate.limits.throttle_max)},
-    {"max-time", "T", "of the whole migration, like 10s or 5m (default no limit)", cli_time,
-     FIELD(migrate.limits.max_time_ns)},
-    {"on-timeout", "cancel|force",
-     "after --max-time: the guest stays, or moves at any downtime (default cancel)", cli_choice,
-     FIELD(migrate.limits.on_timeout), .choices = timeout_choices},
+    PATH_LIMIT_OPTIONS(struct migrate_values),
     {"verify", NULL, "compare all memory at both ends before the start there; beyond the limit",
-     cli_flag, FIELD(migrate.verify)},
+     cli_flag, CLI_FIELD(struct migrate_values, migrate.verify)},
     {"json", "FILE", "write the measurement there (replaced as a whole, at the end)", cli_text,
-     FIELD(json)},
-    {"rdma-op", "write|read",
-     "rdma: this host's card writes, or the destination's reads (default write)", cli_choice,
-     FIELD(migrate.operation), .choices = operation_choices},
-    {"rdma-register", "all|chunk",
-     "rdma: register all touched memory, or a chunk at a time (default all)", cli_choice,
-     FIELD(migrate.registration), .choices = registration_choices},
-    {"rdma-pin-limit", "SIZE", "rdma: most memory pinned here at once, with chunk (default 256M)",
-     cli_size, FIELD(migrate.pin_limit)},
-    {"dscp", "N", "DSCP of the lanes' packets, 0 to 63 (default 0: as the system does)", cli_number,
-     FIELD(migrate.dscp), .high = 63},
-    {"tracker", "NAME",
-     "dirty-log (default) or dirty-ring; synthetic and QEMU guests have userfaultfd", cli_text,
-     FIELD(migrate.tracker)},
-    {"filter", "SPEC",
-     "around the transport, for tests: rate=R,delay=T,fault=cut|fail|stall|skip@N", cli_filter,
-     FIELD(migrate.filter)},
+     CLI_FIELD(struct migrate_values, json)},
+    PATH_LANE_OPTIONS(struct migrate_values),
+    PATH_OTHER_OPTIONS(struct migrate_values),
     {0},
 };
 
@@ -313,22 +281,6 @@ static int move(struct viewer *v, const struct control_request *request, struct 
     return code;
 }
 
-/* What the control socket would not take either, but by the names that the user knows. */
-static int check_limits(const struct migration_options *wanted, struct error *err)
-{
-    if (wanted->limits.downtime_ns == 0)
-        return error_set(err, EINVAL, "--downtime-limit: it must be above 0");
-    if (wanted->limits.downtime_ns > CONTROL_MAX_NUMBER)
-        return error_set(err, ERANGE, "--downtime-limit: more than 104 days");
-    if (wanted->limits.max_time_ns > CONTROL_MAX_NUMBER)
-        return error_set(err, ERANGE, "--max-time: more than 104 days");
-    if (wanted->max_bandwidth > CONTROL_MAX_NUMBER)
-        return error_set(err, ERANGE, "--max-bandwidth: more than 8 PiB/s");
-    if (wanted->pin_limit > CONTROL_MAX_NUMBER)
-        return error_set(err, ERANGE, "--rdma-pin-limit: more than 8 PiB");
-    return 0;
-}
-
 /* The process that had the guest has ended when the guest's name is free again. */
 static void await_end(int lifeline, int timeout_ms)
 {
@@ -356,7 +308,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
         return code;
     bool attach = attach_is_monitor(arguments[0]);
     if ((!attach && guest_name_check(arguments[0], &err) < 0) ||
-        check_limits(&values.migrate, &err) < 0 ||
+        path_options_check(&values.migrate, &err) < 0 ||
         cli_destination(arguments[1], &values.migrate.destination, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "%s", err.text);
     if (values.json[0] && atomic_file_open(values.json, &json, &err) < 0)
