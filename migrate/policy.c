@@ -27,6 +27,9 @@ enum {
     THROTTLE_STEP = 10,
     THROTTLE_MAX = 99,
     ETA_ROUNDS = 1000,
+    SETTLED_ROUND_BYTES = 1 << 20,
+    RECENT_ROUNDS = 3,
+    ASSUMED_BANDWIDTH = 1 << 30,
 };
 
 /* A dirty set halves from round to round when pages get dirty at this share of the bandwidth. */
@@ -131,8 +134,8 @@ static uint64_t shortest_downtime(const struct policy_input *input)
 
 /* A throttled round was measured at that throttle from end to end, so one says that it does not
  * suffice; to begin with throttling takes more, for it costs the guest. Progress is judged over all
- * of these rounds together: a guest that writes in step with the sender has long and short rounds by
- * turns, and every short one would look like progress. */
+ * of these rounds together: a guest that writes in step with the sender has long and short rounds
+ * by turns, and every short one would look like progress. */
 static bool is_stuck(const struct policy_input *input)
 {
     const struct policy_round *last = last_round(input);
@@ -289,6 +292,32 @@ struct policy_decision policy_decide(const struct policy_input *input,
     else
         explain_round(reason, &figures, d.throttle, d.why, sizeof(d.why));
     return d;
+}
+
+struct policy_decision policy_choose(const struct policy_input *input,
+                                     const struct policy_limits *limits)
+{
+    enum reason reason;
+
+    return decide(input, limits, &reason);
+}
+
+uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count)
+{
+    uint64_t bytes = 0, ns = 0;
+    unsigned used = 0;
+
+    for (size_t i = count; i > 0 && used < RECENT_ROUNDS; i--) {
+        if (rounds[i - 1].bytes < SETTLED_ROUND_BYTES)
+            continue;
+        bytes = saturating_add(bytes, rounds[i - 1].bytes);
+        ns = saturating_add(ns, rounds[i - 1].ns);
+        used++;
+    }
+    if (used == 0 || ns == 0)
+        return ASSUMED_BANDWIDTH;
+    uint64_t rate = double_to_u64((double)bytes * (double)NS_PER_S / (double)ns);
+    return rate ? rate : 1;
 }
 
 /* The round that follows `last` if the dirty rate stays in proportion to the time the vCPUs get. */

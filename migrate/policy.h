@@ -7,6 +7,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What is reckoned with before anything was measured: pause, load and resume; until the vCPUs stand
+ * still. */
+enum { POLICY_FIRST_FIXED_MS = 8, POLICY_FIRST_PAUSE_DELAY_MS = 3 };
+
 enum on_timeout { ON_TIMEOUT_CANCEL, ON_TIMEOUT_FORCE };
 
 struct policy_limits {
@@ -55,6 +59,14 @@ struct policy_decision {
  * page as sent in full, and twice the pages that get dirty during pause_delay_ns. */
 struct policy_decision policy_decide(const struct policy_input *input,
                                      const struct policy_limits *limits);
+
+/* The same, but for `why`, which stays empty: for those who decide thousands of times. */
+struct policy_decision policy_choose(const struct policy_input *input,
+                                     const struct policy_limits *limits);
+
+/* Bytes/s over the most recent rounds that were large enough for their latency not to count; before
+ * there was any, an assumption. Never 0. */
+uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count);
 
 /* The downtime if `last_bytes` were still to be sent with the guest paused. */
 uint64_t policy_predict_downtime(const struct policy_input *input, uint64_t last_bytes);

@@ -18,6 +18,7 @@ extern const struct cli_command workload_command;
 extern const struct cli_command console_command;
 extern const struct cli_command quit_command;
 extern const struct cli_command qemu_env_command;
+extern const struct cli_command simulate_command; /* what testbed/plan starts */
 extern const struct cli_command guardian_command; /* what a QEMU guest's move starts */
 
 #endif

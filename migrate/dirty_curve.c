@@ -1,0 +1,223 @@
+/* Between the windows of a profile straight lines; beyond the last one the guest as a whole goes on
+ * as the end of its curve shows, and the pages go first to the bands that were growing, then to
+ * whatever has room. The whole, because a band has too few pages to tell a bend from chance, and
+ * because a guest that writes its memory in order fills one band after the other. */
+#include "migrate/dirty_curve.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "transport/base/clock.h"
+
+/* So much later than the one before is each point beyond the last window. */
+static const double extra_step = 1.5;
+
+enum { SIGNIFICANT = 2 /* standard deviations */, ENOUGH_PAGES = 32 };
+
+static double smaller(double a, double b)
+{
+    return a < b ? a : b;
+}
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+static double last_ns(const struct dirty_profile *p)
+{
+    return (double)p->windows[p->window_count - 1].ns;
+}
+
+uint64_t dirty_profile_present(const struct dirty_profile *p)
+{
+    uint64_t pages = 0;
+
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        pages += p->present[band];
+    return pages;
+}
+
+/* Within the windows. */
+static double interpolate(const struct dirty_profile *p, unsigned band, double ns)
+{
+    double before_ns = 0, before = 0;
+
+    for (unsigned i = 0; i < p->window_count; i++) {
+        double at_ns = (double)p->windows[i].ns, at = (double)p->windows[i].pages[band];
+        if (ns <= at_ns)
+            return before + (at - before) * (ns - before_ns) / larger(at_ns - before_ns, 1);
+        before_ns = at_ns;
+        before = at;
+    }
+    return before;
+}
+
+static double total_pages(const struct dirty_profile *p, double ns)
+{
+    double pages = 0;
+
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        pages += interpolate(p, band, ns);
+    return pages;
+}
+
+/* How the guest's curve as a whole goes on: by `growth` in the last `step_ns`, and each such step
+ * by `ratio` of the step before. */
+struct tail {
+    double step_ns, growth, ratio; /* 0..1 */
+};
+
+/* A curve counts as straight as long as what is missing could be chance. */
+static struct tail find_tail(const struct dirty_profile *p)
+{
+    double end_ns = last_ns(p), step_ns = end_ns / 3;
+    double first = total_pages(p, step_ns), middle = total_pages(p, 2 * step_ns);
+    double earlier = middle - first, later = total_pages(p, end_ns) - middle;
+    struct tail tail = {.step_ns = step_ns, .growth = later, .ratio = 1};
+    double deviation = SIGNIFICANT * sqrt(1 / larger(earlier, 1) + 1 / larger(later, 1));
+
+    if (earlier >= 1 && later / earlier < 1 - deviation)
+        tail.ratio = later / earlier;
+    return tail;
+}
+
+/* Pages that come in `ns` after the last window: the sum of a geometric row. */
+static double tail_pages(const struct tail *tail, double ns)
+{
+    double steps = ns / larger(tail->step_ns, 1);
+
+    if (tail->ratio >= 1)
+        return tail->growth * steps;
+    return tail->growth * tail->ratio / (1 - tail->ratio) * (1 - pow(tail->ratio, steps));
+}
+
+/* Gives `pages` to the bands in proportion to `weight`, up to their room. Returns what is left. */
+static double pour(const struct dirty_profile *p, double pages, const double weight[PROFILE_BANDS],
+                   double out[PROFILE_BANDS])
+{
+    double all = 0, left = pages;
+
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        all += weight[band];
+    for (unsigned band = 0; band < PROFILE_BANDS && all > 0; band++) {
+        double room = (double)p->present[band] - out[band];
+        double share = smaller(pages * weight[band] / all, room);
+        out[band] += share;
+        left -= share;
+    }
+    return left;
+}
+
+static void extrapolate(const struct dirty_profile *p, const struct tail *tail, double ns,
+                        double out[PROFILE_BANDS])
+{
+    double growth[PROFILE_BANDS], room[PROFILE_BANDS];
+    double end_ns = last_ns(p), left = tail_pages(tail, ns - end_ns);
+
+    for (unsigned band = 0; band < PROFILE_BANDS; band++) {
+        out[band] = (double)p->windows[p->window_count - 1].pages[band];
+        growth[band] = out[band] - interpolate(p, band, end_ns - tail->step_ns);
+    }
+    left = pour(p, left, growth, out);
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        room[band] = (double)p->present[band] - out[band];
+    pour(p, left, room, out);
+}
+
+double dirty_profile_pages(const struct dirty_profile *p, unsigned band, double ns)
+{
+    double pages[PROFILE_BANDS];
+
+    if (p->window_count == 0 || !(ns > 0))
+        return 0;
+    if (ns <= last_ns(p))
+        return interpolate(p, band, ns);
+    struct tail tail = find_tail(p);
+    extrapolate(p, &tail, ns, pages);
+    return pages[band];
+}
+
+double dirty_profile_rate(const struct dirty_profile *p)
+{
+    for (unsigned i = 0; i < p->window_count; i++) {
+        double ns = (double)p->windows[i].ns, pages = total_pages(p, ns);
+        if (pages >= ENOUGH_PAGES || i + 1 == p->window_count)
+            return pages * (double)NS_PER_S / larger(ns, 1);
+    }
+    return 0;
+}
+
+/* The end of the curve, drawn back to time 0, meets the hot pages: what grows on after them are
+ * pages that are written once. */
+uint64_t dirty_profile_hot_pages(const struct dirty_profile *p)
+{
+    if (p->window_count == 0)
+        return 0;
+    struct tail tail = find_tail(p);
+    double all = total_pages(p, last_ns(p));
+    double straight = dirty_profile_rate(p) * last_ns(p) / (double)NS_PER_S;
+
+    if (tail.ratio < 1)
+        return (uint64_t)(all + tail_pages(&tail, INFINITY));
+    if (all > straight * 0.9)
+        return (uint64_t)all;
+    return (uint64_t)larger(all - 3 * tail.growth, 0);
+}
+
+static void add_point(struct dirty_curve *c, double ns, const double pages[PROFILE_BANDS])
+{
+    double *groups = c->pages[c->points];
+
+    memset(groups, 0, sizeof(c->pages[0]));
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        groups[band * CURVE_GROUPS / PROFILE_BANDS] += pages[band];
+    c->ns[c->points++] = ns;
+}
+
+void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *out)
+{
+    double pages[PROFILE_BANDS];
+
+    memset(out->present, 0, sizeof(out->present));
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        out->present[band * CURVE_GROUPS / PROFILE_BANDS] += (double)profile->present[band];
+    out->points = 0;
+    for (unsigned i = 0; i < profile->window_count; i++) {
+        for (unsigned band = 0; band < PROFILE_BANDS; band++)
+            pages[band] = (double)profile->windows[i].pages[band];
+        add_point(out, (double)profile->windows[i].ns, pages);
+    }
+    if (out->points == 0)
+        return;
+    struct tail tail = find_tail(profile);
+    double ns = last_ns(profile);
+    for (unsigned i = 0; i < CURVE_EXTRA_POINTS; i++) {
+        ns *= extra_step;
+        extrapolate(profile, &tail, ns, pages);
+        add_point(out, ns, pages);
+    }
+}
+
+void dirty_curve_make_steady(double pages_per_s, struct dirty_curve *out)
+{
+    *out = (struct dirty_curve){.points = 1, .ns = {0x1p62}, .present = {INFINITY}};
+    out->pages[0][0] = pages_per_s * 0x1p62 / (double)NS_PER_S;
+}
+
+double dirty_curve_pages(const struct dirty_curve *c, unsigned group, double ns)
+{
+    unsigned low = 0, high = c->points;
+
+    while (low < high) {
+        unsigned middle = (low + high) / 2;
+        if (c->ns[middle] < ns)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == c->points)
+        return low ? c->pages[low - 1][group] : 0;
+    double before_ns = low ? c->ns[low - 1] : 0, before = low ? c->pages[low - 1][group] : 0;
+    return before + (c->pages[low][group] - before) * (ns - before_ns) / (c->ns[low] - before_ns);
+}

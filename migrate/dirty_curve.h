@@ -1,0 +1,28 @@
+/* The curves of a dirty profile, made ready for a simulation that looks at them thousands of times:
+ * in fewer places than the profile has bands, and already gone on with beyond its windows. Private
+ * to the profile and the prediction. */
+#ifndef MIGRATE_DIRTY_CURVE_H
+#define MIGRATE_DIRTY_CURVE_H
+
+#include "migrate/dirty_profile.h"
+
+enum {
+    CURVE_GROUPS = 16,       /* PROFILE_BANDS is a multiple */
+    CURVE_EXTRA_POINTS = 24, /* beyond the last window */
+    CURVE_POINTS = PROFILE_WINDOWS + CURVE_EXTRA_POINTS,
+};
+
+struct dirty_curve {
+    unsigned points;
+    double ns[CURVE_POINTS]; /* growing */
+    double pages[CURVE_POINTS][CURVE_GROUPS];
+    double present[CURVE_GROUPS];
+};
+
+void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *out);
+/* A guest that dirties `pages_per_s` for ever, each page once. */
+void dirty_curve_make_steady(double pages_per_s, struct dirty_curve *out);
+/* Distinct pages of a group that get dirty in `ns`. */
+double dirty_curve_pages(const struct dirty_curve *c, unsigned group, double ns);
+
+#endif

@@ -1,0 +1,257 @@
+/* The sending of a round re-arms group by group. `w` below are windows of the guest's own time: how
+ * much of its work it got done.
+ *
+ *   collect        a group's turn: re-armed, sent              collect
+ *   |<---- waiting ---->|<-------------- after ------------------>|
+ *
+ * Of a group's pages that were found dirty, those are dirty at the end of the round that were
+ * written after their turn; of the others, those that were written at any time of it. If D(w) are
+ * the distinct pages of a window, and `before` the window in which the found ones had become dirty,
+ * these are together D(after) + D(before + waiting + after) - D(before + after): exactly so for
+ * pages that are written independently of each other, and for such as are written in order. */
+#include "migrate/prediction_run.h"
+
+#include <string.h>
+
+#include "transport/base/clock.h"
+
+enum {
+    RUN_ROUNDS = 1000,
+    RUN_HISTORY = 64,
+    STEADY_ROUNDS = 4, /* that differ by so little that the next will, too: */
+    ASSUMED_STATE = 48 << 10,
+    PAUSE_US = 500, /* from the end of a round's collect until the vCPUs stand still */
+};
+
+static const double steady_difference = 0.001;
+
+struct run {
+    const struct run_setting *setting;
+    struct policy_round rounds[RUN_HISTORY];
+    struct policy_input input;
+    double found[CURVE_GROUPS];  /* dirty at the newest collect */
+    double before[CURVE_GROUPS]; /* in which window they became so */
+    double elapsed_ns, bytes;
+    unsigned round_count, throttle, steady_rounds;
+};
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+static uint64_t to_u64(double value)
+{
+    return value >= 0x1p64 ? UINT64_MAX : value > 0 ? (uint64_t)value : 0;
+}
+
+static double send_ns(const struct run *r, double pages)
+{
+    return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / r->setting->bandwidth;
+}
+
+/* The guest's own time in `ns` during which pages are sent. */
+static double work_ns(const struct run *r, double ns)
+{
+    double running = 1 - (r->throttle < 99 ? r->throttle : 99) / 100.0;
+
+    return ns * r->setting->path->guest_share * running * r->setting->speed;
+}
+
+static double dirty_pages(const struct run *r)
+{
+    double pages = 0;
+
+    for (unsigned g = 0; g < CURVE_GROUPS; g++)
+        pages += r->found[g];
+    return pages;
+}
+
+static void note_round(struct run *r, double pages, double sent, double ns, double dirty_ns)
+{
+    struct policy_round round = {
+        .pages = to_u64(pages),
+        .bytes = to_u64(sent * GUEST_PAGE_SIZE),
+        .ns = to_u64(ns),
+        .dirty_pages_after = to_u64(dirty_pages(r) + 0.5),
+        .dirty_ns = to_u64(dirty_ns),
+        .throttle = r->throttle,
+    };
+
+    if (r->input.round_count == RUN_HISTORY)
+        memmove(r->rounds, r->rounds + 1, --r->input.round_count * sizeof(r->rounds[0]));
+    r->rounds[r->input.round_count++] = round;
+    r->round_count++;
+    r->elapsed_ns += ns;
+    r->bytes += sent * GUEST_PAGE_SIZE;
+    r->input.elapsed_ns = to_u64(r->elapsed_ns);
+    if (!r->setting->now)
+        r->input.bandwidth = policy_bandwidth(r->rounds, r->input.round_count);
+}
+
+/* Every present page goes, and nothing is re-armed: what was written since tracking began, in the
+ * set-up, is dirty. */
+static void first_round(struct run *r)
+{
+    const struct run_setting *s = r->setting;
+    double sent = larger(s->present_pages - s->zero_pages, 0);
+    double setup_ns = s->costs->setup_ns ? (double)s->costs->setup_ns : (double)s->path->setup_ns;
+    double ns = send_ns(r, sent) + (double)s->path->round_ns;
+
+    if (s->path->zero_bandwidth)
+        ns += s->zero_pages * GUEST_PAGE_SIZE * (double)NS_PER_S / (double)s->path->zero_bandwidth;
+    for (unsigned g = 0; g < CURVE_GROUPS; g++) {
+        r->before[g] = setup_ns * s->speed + work_ns(r, ns);
+        r->found[g] = dirty_curve_pages(s->curve, g, r->before[g]);
+    }
+    r->elapsed_ns = setup_ns;
+    note_round(r, s->present_pages, sent, ns, setup_ns + ns);
+}
+
+static double dirty_again(const struct dirty_curve *c, unsigned g, double before, double waiting,
+                          double after)
+{
+    double again = dirty_curve_pages(c, g, after);
+    double other =
+        dirty_curve_pages(c, g, before + waiting + after) - dirty_curve_pages(c, g, before + after);
+
+    return again + larger(other, 0);
+}
+
+static void another_round(struct run *r)
+{
+    double pages = dirty_pages(r), ns = send_ns(r, pages) + (double)r->setting->path->round_ns;
+    double sent = 0, all = work_ns(r, ns);
+
+    for (unsigned g = 0; g < CURVE_GROUPS; g++) {
+        double waiting = work_ns(r, send_ns(r, sent + r->found[g] / 2));
+
+        sent += r->found[g];
+        r->found[g] = dirty_again(r->setting->curve, g, r->before[g], waiting, all - waiting);
+        r->before[g] = all;
+    }
+    note_round(r, pages, pages, ns, ns);
+}
+
+static void go_on_from(struct run *r, const struct policy_input *now)
+{
+    const struct policy_round *last = &now->rounds[now->round_count - 1];
+    size_t count = now->round_count < RUN_HISTORY ? now->round_count : RUN_HISTORY;
+    double all = 0;
+
+    memcpy(r->rounds, now->rounds + now->round_count - count, count * sizeof(r->rounds[0]));
+    r->input = *now;
+    r->input.rounds = r->rounds;
+    r->input.round_count = count;
+    r->round_count = (unsigned)now->round_count;
+    r->elapsed_ns = (double)now->elapsed_ns;
+    r->throttle = last->throttle;
+    for (size_t i = 0; i < now->round_count; i++)
+        r->bytes += (double)now->rounds[i].bytes;
+    for (unsigned g = 0; g < CURVE_GROUPS; g++) {
+        r->before[g] = work_ns(r, (double)last->dirty_ns);
+        r->found[g] = dirty_curve_pages(r->setting->curve, g, r->before[g]);
+        all += r->found[g];
+    }
+    for (unsigned g = 0; g < CURVE_GROUPS; g++)
+        r->found[g] = all > 0 ? r->found[g] * (double)last->dirty_pages_after / all
+                              : (double)last->dirty_pages_after / CURVE_GROUPS;
+}
+
+static void begin(struct run *r)
+{
+    const struct run_setting *s = r->setting;
+
+    if (s->now) {
+        go_on_from(r, s->now);
+        return;
+    }
+    r->input = (struct policy_input){
+        .rounds = r->rounds,
+        .state_bytes = ASSUMED_STATE,
+        .fixed_ns = POLICY_FIRST_FIXED_MS * NS_PER_MS + 3 * s->path->round_trip_ns,
+        .pause_delay_ns = POLICY_FIRST_PAUSE_DELAY_MS * NS_PER_MS,
+    };
+    first_round(r);
+}
+
+static struct run_result end_run(const struct run *r, enum run_end end)
+{
+    return (struct run_result){.end = end,
+                               .total_ns = r->elapsed_ns,
+                               .bytes = r->bytes,
+                               .rounds = r->round_count,
+                               .throttle = r->throttle};
+}
+
+static struct run_result switch_over(const struct run *r, bool forced)
+{
+    const struct run_setting *s = r->setting;
+    struct run_result result = end_run(r, forced ? RUN_FORCED : RUN_SWITCHED_OVER);
+    double late_ns = work_ns(r, (double)s->look_ns + PAUSE_US * NS_PER_US), pages = 0;
+
+    for (unsigned g = 0; g < CURVE_GROUPS; g++)
+        pages += dirty_again(s->curve, g, r->before[g], late_ns, 0) + r->found[g];
+    result.downtime_ns = (double)s->costs->downtime_ns + send_ns(r, pages);
+    result.total_ns += result.downtime_ns + (double)s->costs->finish_ns;
+    result.bytes += pages * GUEST_PAGE_SIZE;
+    result.rounds++;
+    return result;
+}
+
+/* Whether the rounds have come to be all the same. */
+static bool is_steady(struct run *r, unsigned throttle)
+{
+    const struct policy_round *last = &r->rounds[r->input.round_count - 1];
+    double now = (double)last->dirty_pages_after, then = (double)last->pages;
+    double difference = now > then ? now - then : then - now;
+
+    if (throttle != r->throttle || difference > 1 + steady_difference * then)
+        r->steady_rounds = 0;
+    else
+        r->steady_rounds++;
+    return r->steady_rounds >= STEADY_ROUNDS;
+}
+
+/* As many more of the same rounds as there is time for. */
+static void run_out_of_time(struct run *r)
+{
+    const struct policy_round *last = &r->rounds[r->input.round_count - 1];
+    double left = (double)r->setting->limits->max_time_ns - r->elapsed_ns;
+    double round_ns = larger((double)last->ns, 1);
+    double more = left > 0 ? left / round_ns + 1 : 0;
+
+    more = (double)to_u64(more);
+    r->elapsed_ns += more * round_ns;
+    r->bytes += more * (double)last->bytes;
+    r->round_count += more < 1e9 ? (unsigned)more : 1000000000u;
+    r->input.elapsed_ns = to_u64(r->elapsed_ns);
+    r->steady_rounds = 0;
+}
+
+struct run_result prediction_run(const struct run_setting *setting)
+{
+    struct run r;
+
+    r.setting = setting;
+    r.elapsed_ns = r.bytes = 0;
+    r.round_count = r.throttle = r.steady_rounds = 0;
+    begin(&r);
+    for (unsigned i = 0; i < RUN_ROUNDS; i++) {
+        struct policy_decision d = policy_choose(&r.input, setting->limits);
+
+        if (d.action == POLICY_SWITCH_OVER)
+            return switch_over(&r, d.forced);
+        if (d.action == POLICY_GIVE_UP)
+            return end_run(&r, RUN_GAVE_UP);
+        if (is_steady(&r, d.throttle)) {
+            if (!setting->limits->max_time_ns)
+                break;
+            run_out_of_time(&r);
+            continue;
+        }
+        r.throttle = d.throttle;
+        another_round(&r);
+    }
+    return end_run(&r, RUN_ENDLESS);
+}
