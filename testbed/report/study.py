@@ -1,0 +1,236 @@
+"""What the moves of a comparison show: medians with intervals at each point, how contenders differ, and how good the
+predictions were."""
+
+import statistics
+from urllib.parse import quote
+
+import comparison
+
+from .moves import FIGURES, entries, get, number, text, switchover, out_of_time
+
+JUDGED = tuple(comparison.LESS)
+GOALS = {"total": (0.05, 0.15, 0.0, 0.0), "downtime": (0.10, 0.25, 5.0, 10.0)}  # shares and ms: median, 95th percentile
+
+
+class Stat:
+    """One figure at one point: all values, their median, its interval, and the files they come from."""
+
+    def __init__(self, key, moves):
+        known = [move for move in moves if move.figures.get(key) is not None]
+        self.key, self.moves = key, known
+        self.values = [move.figures[key] for move in known]
+        self.interval = comparison.median_interval(self.values)
+        self.outliers = comparison.outliers(self.values)
+
+    def __bool__(self):
+        return self.interval is not None
+
+    @property
+    def median(self):
+        return self.interval["median"]
+
+    def quartiles(self):
+        return comparison.quantile(self.values, 0.25), comparison.quantile(self.values, 0.75)
+
+    def typical(self):
+        """The run in the middle."""
+        return next(move for move in self.moves if move.figures[self.key] == statistics.median_low(self.values))
+
+
+class Group:
+    """All runs of a contender at a point."""
+
+    def __init__(self, scenario, point, contender, moves):
+        self.scenario, self.point, self.contender, self.moves = scenario, point, contender, moves
+        self.counted = [move for move in moves if move.counts]
+        self.tried = [move for move in moves if not move.warm_up]
+        self.key = f"{scenario['name']}/{point['id']}/{contender['name']}"
+        self.stats = {}
+
+    def stat(self, key):
+        if key not in self.stats:
+            self.stats[key] = Stat(key, self.counted)
+        return self.stats[key]
+
+    def unconverged(self):
+        return [move for move in self.tried if move.converged() is False]
+
+    def given_up(self):
+        return [move for move in self.unconverged() if not move.completed()]
+
+    def failed(self):
+        return [move for move in self.tried if not move.counts and move.converged() is None]
+
+
+class Study:
+    def __init__(self, folder):
+        self.folder, self.document = folder, folder.comparison
+        self.scenarios = [scenario_of(entry) for entry in entries(self.document, "scenarios")]
+        found = {}
+        for move in folder.moves:
+            found.setdefault(move.key(), []).append(move)
+        self.groups = {}
+        for scenario in self.scenarios:
+            for point in scenario["points"]:
+                for contender in scenario["contenders"]:
+                    key = scenario["name"], point["id"], contender["name"]
+                    self.groups[key] = Group(scenario, point, contender, found.pop(key, []))
+        self.unknown = sorted({"/".join(key) for key in found})
+
+    def group(self, scenario, point, contender):
+        return self.groups[scenario["name"], point["id"], contender["name"]]
+
+    def of(self, scenario):
+        return [self.group(scenario, point, contender) for point in scenario["points"]
+                for contender in scenario["contenders"]]
+
+    def differences(self, key):
+        """[(first, other, comparison)] of every point: each contender against the first of its scenario. The comparison is
+        None where none can be made: a side has no runs, or gave some up."""
+        for scenario in self.scenarios:
+            for point in scenario["points"]:
+                first, *others = (self.group(scenario, point, contender) for contender in scenario["contenders"])
+                for other in others:
+                    yield first, other, difference(first, other, key)
+
+
+def difference(first, other, key):
+    if first.given_up() or other.given_up():
+        return None
+    values = [[(move.boot, move.figures.get(key)) for move in group.counted] for group in (other, first)]
+    return comparison.compare_medians(*values)
+
+
+def scenario_of(entry):
+    """A scenario with all that a report asks of it there, whatever the file lacks."""
+    axis = entry.get("axis") if isinstance(entry.get("axis"), dict) else None
+    points = [{"id": text(point, "id") or "?", "label": text(point, "label") or text(point, "id") or "?",
+               "x": number(point, "x"), "settings": point.get("settings") or {}} for point in entries(entry, "points")]
+    contenders = [{"name": text(contender, "name") or "?", "transport": text(contender, "transport") or "?",
+                   "options": contender.get("options") or []} for contender in entries(entry, "contenders")]
+    plots = [text(plot, "y") for plot in entries(entry, "plots")]
+    return {"name": text(entry, "name") or "?", "title": text(entry, "title") or text(entry, "name") or "?",
+            "question": text(entry, "question") or "", "points": points,
+            "contenders": contenders or [{"name": "?", "transport": "?", "options": []}],
+            "axis": axis if axis and points and all(point["x"] is not None for point in points) else None,
+            "plots": [plot for plot in plots if plot in FIGURES] or ["total_s", "downtime_ms"],
+            "published": entries(entry, "published"), "scale": text(entry, "scale"), "text": text(entry, "text") or ""}
+
+
+def address(move):
+    """Of a move's file, relative to the report."""
+    return quote(move.path.as_posix())
+
+
+# --- verdicts
+
+
+def tally(differences):
+    """{(first's name, other's name): {"less": [...], "more": [...], "none": [...], "open": [...]}} of ratios."""
+    found = {}
+    for first, other, result in differences:
+        pair = found.setdefault((first.contender["name"], other.contender["name"]),
+                                {"less": [], "more": [], "none": [], "open": []})
+        if result is None or not result["enough"]:
+            pair["open"].append(result)
+        else:
+            pair["none" if not result["shown"] else "less" if result["ratio"] < 1 else "more"].append(result["ratio"])
+    return found
+
+
+def ratios(found):
+    low, high = min(found), max(found)
+    return f"{low:.2f} times" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f} times"
+
+
+def points_in_words(count):
+    return f"{count} point{'' if count == 1 else 's'}"
+
+
+def sentence(key, first, other, counts):
+    """What all points together show about one figure."""
+    what, more, less = comparison.LESS[key]
+    parts = [f"{word} at {points_in_words(len(counts[side]))} ({ratios(counts[side])})"
+             for side, word in (("less", less), ("more", more)) if counts[side]]
+    if counts["none"]:
+        parts.append(f"no difference shown at {points_in_words(len(counts['none']))}")
+    if counts["open"]:
+        parts.append(f"not compared at {points_in_words(len(counts['open']))} (too few runs, or some were given up)")
+    return f"{what[0].upper()}{what[1:]}, {other} against {first}: {'; '.join(parts)}."
+
+
+def verdicts(study):
+    return [sentence(key, first, other, counts) for key in JUDGED
+            for (first, other), counts in tally(study.differences(key)).items()]
+
+
+# --- predictions
+
+
+class Prediction:
+    """What was foretold of one guest's move just before it, and what came."""
+
+    def __init__(self, move, guest, foretold):
+        report = guest["report"]
+        self.move, self.foretold = move, foretold
+        self.converged = not (get(switchover(report), "forced") is True or out_of_time(report))
+        self.completed = report.get("result", "completed") == "completed" and move.failed is None
+        self.promised = foretold.get("converges") is True and foretold.get("forced") is not True
+        self.right = self.promised == self.converged
+        both = self.promised and self.converged and self.completed
+        self.total, self.downtime = (errors(foretold, report, key) if both else None for key in ("total", "downtime"))
+        self.measured = {key: number(report, f"{key}_ms") for key in ("total", "downtime")}
+
+
+def errors(foretold, report, key):
+    """(foretold ms, measured ms, relative error), or None when one is not known."""
+    told, came = number(foretold, f"{key}_ms"), number(report, f"{key}_ms")
+    return (told, came, (told - came) / came) if told is not None and came else None
+
+
+def foretold_by(document, transport):
+    path = next((path for path in entries(document, "prediction", "paths") if path.get("transport") == transport), None)
+    found = get(path, "prediction")
+    return found if isinstance(found, dict) and isinstance(found.get("converges"), bool) else None
+
+
+def predictions(study):
+    """Those of all moves that count, or that were given up at their time limit."""
+    found = []
+    for group in study.groups.values():
+        for move in group.tried:
+            for guest in move.guests:
+                foretold = foretold_by(guest, text(guest, "transport") or move.transport)
+                known = foretold and isinstance(guest.get("report"), dict)
+                if known and (move.counts or move.converged() is False):
+                    found.append(Prediction(move, guest, foretold))
+    return found
+
+
+def spread_of_repeats(study):
+    """Half the quartiles' distance of total time, relative: that of the point in the middle. What no prediction beats."""
+    spreads = []
+    for group in study.groups.values():
+        stat = group.stat("total_s")
+        if len(stat.values) >= 4 and stat.median:
+            low, high = stat.quartiles()
+            spreads.append((high - low) / 2 / stat.median)
+    return statistics.median(spreads) if spreads else 0.0
+
+
+def accuracy(found, key, spread):
+    """How far off the predictions of one time were, and whether that is near enough: an error counts as small when it is
+    within a share of the measured time or within so many ms."""
+    known = [getattr(entry, key) for entry in found if getattr(entry, key)]
+    if not known:
+        return None
+    middle, tail, middle_ms, tail_ms = GOALS[key]
+    middle = max(middle, 1.5 * spread) if key == "total" else middle
+    relative = [abs(error) for _, _, error in known]
+    excess = [[abs(told - came) / max(share * came, ms) for told, came, _ in known]
+              for share, ms in ((middle, middle_ms), (tail, tail_ms))]
+    return {"count": len(known), "median": statistics.median(relative), "p95": comparison.quantile(relative, 0.95),
+            "median_ms": statistics.median(abs(told - came) for told, came, _ in known),
+            "p95_ms": comparison.quantile([abs(told - came) for told, came, _ in known], 0.95),
+            "middle_goal": middle, "tail_goal": tail, "middle_met": statistics.median(excess[0]) <= 1,
+            "tail_met": comparison.quantile(excess[1], 0.95) <= 1}

@@ -1,0 +1,123 @@
+"""Tables of a report. Every figure in them says what it is (data-figure, data-stat, data-key), so that a program can
+check it against the raw data, and every row leads to its files."""
+
+from comparison import CPU_KINDS
+
+from .charts import title_of
+from .markup import el, join
+from .moves import FIGURES, LIMITS, PARTS, ROLES, SIDES
+from .study import address, difference
+from .svg import plain
+
+MAIN = ("total_s", "downtime_ms", "rounds", "guest_mib", "goodput_mib_s", "both_hosts_cpu", "work_during")
+GROUPS = (
+    ("times", ("total_s", "setup_ms", "downtime_ms", "guest_gap_ms", *(f"downtime_{part}_ms" for part in PARTS))),
+    ("bytes", ("rounds", "guest_mib", "wire_mib", "goodput_mib_s", *(f"share_{limit}" for limit in LIMITS))),
+    ("CPU of whole hosts", ("both_hosts_cpu", *(f"{side}_{kind}_cpu" for side in SIDES for kind in ("host", *CPU_KINDS)))),
+    ("CPU of wander", tuple(f"{side}_{role}_cpu" for side in SIDES for role in ("process", *ROLES, "rest"))),
+    ("guest", ("work_during", "work_after")),
+)
+COMPARED = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu", "source_host_cpu", "destination_host_cpu",
+            "work_during")
+
+
+def table(head, rows, caption=None, words=()):
+    """head: names of columns. rows: lists of cells, the first a row's name. Scrolls inside its box where it is wide."""
+    heads = [el("th", name, scope="col", class_="words" if index in (0, *words) else None) for index, name in enumerate(head)]
+    return el("div", el("table", el("caption", caption) if caption else None, el("thead", el("tr", *heads)),
+                        el("tbody", *rows)), class_="box", tabindex="0", role="region", aria_label=caption or head[0])
+
+
+def row(first, *cells, begins=False):
+    return el("tr", el("th", first, scope="row"),
+              *(cell if getattr(cell, "startswith", None) and cell.startswith("<td") else el("td", cell) for cell in cells),
+              class_="first" if begins else None)
+
+
+def heading(key):
+    name, unit = title_of(key)
+    return f"{name}, {unit}" if unit else name
+
+
+def median_cell(group, key, quartiles=False):
+    stat = group.stat(key)
+    if not stat:
+        return el("td", "–")
+    interval = stat.interval
+    parts = [plain(stat.median), el("i", f"{plain(interval['low'])} – {plain(interval['high'])}")]
+    if quartiles:
+        low, high = stat.quartiles()
+        parts.append(el("i", f"quartiles {plain(low)} – {plain(high)}"))
+    return el("td", *parts, data_figure=key, data_stat="median", data_key=group.key, data_value=repr(stat.median),
+              data_low=repr(interval["low"]), data_high=repr(interval["high"]),
+              title=f"of {interval['count']} runs; {interval['confidence']:.0%} interval: {interval['method']}")
+
+
+def runs_cell(group):
+    """A link to the file of each run; what happened to those that do not count."""
+    stat = group.stat("total_s")
+    odd = {move.path: "an outlier" for move, out in zip(stat.moves, stat.outliers) if out}
+    links = []
+    for move in group.moves:
+        state = "warm-up" if move.warm_up else "did not converge" if move.converged() is False else \
+            "failed" if not move.counts else odd.get(move.path)
+        links.append(el("a", f"{move.name}{'*' if state and state != 'warm-up' else ''}", href=address(move), title=state))
+    return el("td", *links, class_="runs") if links else el("td", "none")
+
+
+def count_cell(group):
+    unlike = [f"{len(found)} {what}" for found, what in ((group.failed(), "failed"), (group.given_up(), "given up")) if found]
+    forced = len(group.unconverged()) - len(group.given_up())
+    unlike += [f"{forced} forced"] if forced else []
+    return el("td", str(len(group.counted)), el("i", ", ".join(unlike)) if unlike else None, data_figure="runs",
+              data_stat="count", data_key=group.key, data_value=str(len(group.counted)))
+
+
+def main_table(study, scenario):
+    rows = []
+    for point in scenario["points"]:
+        for index, contender in enumerate(scenario["contenders"]):
+            group = study.group(scenario, point, contender)
+            rows.append(row(f"{point['label']}, {contender['name']}", count_cell(group),
+                            *(median_cell(group, key) for key in MAIN), runs_cell(group), begins=index == 0))
+    return table(["", "runs", *map(heading, MAIN), "files"], rows,
+                 "Medians, and below them the interval in which the median lies. * an outlier, forced, given up or failed.")
+
+
+def ratio_cell(result, group, key):
+    if result is None or not result["enough"]:
+        return el("td", "–", title="too few runs in one boot, or some were given up")
+    words = f"{result['ratio']:.2f}" if result["ratio"] < 100 else plain(result["ratio"])
+    return el("td", words, el("i", f"{result['low']:.2f} – {result['high']:.2f}"),
+              el("i", "differs" if result["shown"] else "no difference shown"), class_="shown" if result["shown"] else None,
+              data_figure=key, data_stat="ratio", data_key=group.key, data_value=repr(result["ratio"]),
+              data_shown="yes" if result["shown"] else "no")
+
+
+def ratio_table(study, scenario):
+    first, *others = scenario["contenders"]
+    rows = []
+    for point in scenario["points"]:
+        for index, other in enumerate(others):
+            pair = study.group(scenario, point, first), study.group(scenario, point, other)
+            rows.append(row(f"{point['label']}: {other['name']} ÷ {first['name']}",
+                            *(ratio_cell(difference(*pair, key), pair[1], key) for key in COMPARED), begins=index == 0))
+    return table(["", *map(heading, COMPARED)], rows, f"Ratios over {first['name']} with 98 % intervals, from runs of one boot.")
+
+
+def full_tables(study, scenario):
+    """All figures with intervals and quartiles: a table a point."""
+    found = []
+    for point in scenario["points"]:
+        groups = [study.group(scenario, point, contender) for contender in scenario["contenders"]]
+        rows = []
+        for _, keys in GROUPS:
+            keys = [key for key in keys if any(group.stat(key) for group in groups)]
+            rows += [row(heading(key), *(median_cell(group, key, quartiles=True) for group in groups), begins=key == keys[0])
+                     for key in keys]
+        if rows:
+            found.append(table(["", *(contender["name"] for contender in scenario["contenders"])], rows, point["label"]))
+    return join(found)
+
+
+assert {key for _, keys in GROUPS for key in keys} <= set(FIGURES)
