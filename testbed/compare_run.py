@@ -120,7 +120,7 @@ class Session:
             self.set_shape(shaping.parse(settings["link"]) if settings["link"] else self.shape_before)
             self.set_mtu(settings["mtu"] or self.mtu_before)
         state = (settings["link"], self.mtu)
-        if state in self.limited:
+        if state in self.limited or not self.run.options.limits:
             return
         self.limited.add(state)
         self.run.progress.draw("measuring what the link can do")

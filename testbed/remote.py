@@ -10,6 +10,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -125,6 +126,16 @@ class RemoteProcess:
     def end(self):
         """Kills it, and all that it started in its group."""
         self.host.run(f"[ -e {self.base}.code ] || kill -KILL -- -{self.pid} 2>/dev/null; true")
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Signals wait until this is over: else a program might have been started that nobody knows of."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Remote:
@@ -274,8 +285,12 @@ class Remote:
 
     def start(self, argv, log=None, env=None):
         """Starts a program: a RemoteProcess. Its output goes to the file `log` there, one of its own unless given."""
+        self.directory()
+        with uninterrupted():
+            return self.start_one(list(map(str, argv)), log, env)
+
+    def start_one(self, argv, log, env):
         self.counter += 1
-        argv = list(map(str, argv))
         base = f"{self.directory()}/{self.counter}"
         log = str(log or f"{base}.log")
         words = shlex.join(["setsid", "-f", "bash", "-c", STARTER, "start", base, log, *argv])
