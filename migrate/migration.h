@@ -10,6 +10,8 @@
 
 enum { MIGRATION_DEFAULT_DOWNTIME_MS = 300, MIGRATION_DEFAULT_LANES = 2 };
 
+struct rehearsal;
+
 struct migration_options {
     struct address destination;
     struct policy_limits limits;
@@ -23,6 +25,9 @@ struct migration_options {
     unsigned dscp;
     char tracker[24]; /* "": the guest's default */
     char filter[128]; /* "": none; see transport_wrap */
+    /* Of this guest, to begin the prediction with; outlives the migration. NULL: none. Of no use
+     * for another destination or number of lanes. */
+    const struct rehearsal *rehearsal;
 };
 
 enum migration_phase {

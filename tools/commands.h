@@ -14,6 +14,7 @@ extern const struct cli_command status_command;
 extern const struct cli_command cancel_command;
 extern const struct cli_command resolve_command;
 extern const struct cli_command check_command;
+extern const struct cli_command predict_command;
 extern const struct cli_command workload_command;
 extern const struct cli_command console_command;
 extern const struct cli_command quit_command;

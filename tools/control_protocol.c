@@ -44,7 +44,9 @@ struct request_form {
 
 static const char *const resolve_choices[] = {"resume", "destroy", NULL};
 
-static const struct member migrate_members[] = {
+/* `predict` takes all of them, `migrate` all but the first. */
+static const struct member predict_members[] = {
+    {"sample_ns", MEMBER_NUMBER, FIELD(sample_ns), .high = CONTROL_MAX_SAMPLE_MS * NS_PER_MS},
     {"uri", MEMBER_URI, FIELD(migrate.destination), .required = true},
     {"downtime_limit_ns", MEMBER_NUMBER, FIELD(migrate.limits.downtime_ns), .low = 1,
      .high = LARGEST},
@@ -84,12 +86,13 @@ static const struct member check_members[] = {
 
 static const struct request_form forms[CONTROL_COMMANDS] = {
     [CONTROL_STATUS] = {"status"},
-    [CONTROL_MIGRATE] = {"migrate", migrate_members, COUNT(migrate_members)},
+    [CONTROL_MIGRATE] = {"migrate", predict_members + 1, COUNT(predict_members) - 1},
     [CONTROL_CANCEL] = {"cancel"},
     [CONTROL_RESOLVE] = {"resolve", resolve_members, COUNT(resolve_members)},
     [CONTROL_WORKLOAD] = {"workload", workload_members, COUNT(workload_members)},
     [CONTROL_CONSOLE] = {"console"},
     [CONTROL_CHECK] = {"check", check_members, COUNT(check_members)},
+    [CONTROL_PREDICT] = {"predict", predict_members, COUNT(predict_members)},
     [CONTROL_QUIT] = {"quit"},
 };
 

@@ -9,6 +9,7 @@
 #include "migrate/migration.h"
 
 enum { CONTROL_MAX_LINE = 64 << 10 };          /* bytes of one request, without the newline */
+enum { CONTROL_MAX_SAMPLE_MS = 60000 };        /* for so long a guest is watched, at most */
 #define CONTROL_MAX_NUMBER ((uint64_t)1 << 53) /* up to here a JSON number is exact */
 
 enum control_command {
@@ -19,16 +20,19 @@ enum control_command {
     CONTROL_WORKLOAD,
     CONTROL_CONSOLE,
     CONTROL_CHECK,
+    CONTROL_PREDICT,
     CONTROL_QUIT,
     CONTROL_COMMANDS, /* how many there are */
 };
 
 struct control_request {
     enum control_command command;
-    struct migration_options migrate; /* CONTROL_MIGRATE; CONTROL_CHECK has some of it */
-    enum resolve_action action;       /* CONTROL_RESOLVE */
-    bool force;                       /* CONTROL_RESOLVE */
-    bool self_check;                  /* CONTROL_WORKLOAD: ask for one */
+    /* CONTROL_MIGRATE, CONTROL_PREDICT; CONTROL_CHECK has some of it */
+    struct migration_options migrate;
+    uint64_t sample_ns;         /* CONTROL_PREDICT; 0: REHEARSAL_SAMPLE_MS */
+    enum resolve_action action; /* CONTROL_RESOLVE */
+    bool force;                 /* CONTROL_RESOLVE */
+    bool self_check;            /* CONTROL_WORKLOAD: ask for one */
 };
 
 /* What `wander migrate` does unless told otherwise. */

@@ -2,6 +2,7 @@
  * that will. */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tools/guest_state.h"
@@ -78,11 +79,13 @@ static void handle_migrate(struct guest_process *p, uint64_t client,
                            const struct control_request *request)
 {
     struct migration_observer observer = {on_migration_changed, &p->changed};
+    struct migration_options options = request->migrate;
     struct error err = {0};
 
     if (!guest_is_free(p, client))
         return;
-    if (migration_start(p->guest, &request->migrate, &observer, &p->migration, &err) < 0) {
+    options.rehearsal = p->rehearsed ? &p->rehearsal : NULL;
+    if (migration_start(p->guest, &options, &observer, &p->migration, &err) < 0) {
         p->migration = NULL;
         control_server_error(p->server, client, "%s", err.text);
         return;
@@ -296,6 +299,41 @@ static void handle_check(struct guest_process *p, uint64_t client,
     guest_process_start_job(p, run_check, check_done);
 }
 
+static void run_predict(struct job *job)
+{
+    job->result =
+        migration_rehearse(job->guest, &job->options, job->sample_ns, &job->rehearsal, &job->err);
+    job->report = job->result < 0 ? NULL : rehearsal_to_json(&job->rehearsal);
+}
+
+static void predict_done(struct guest_process *p, struct job *job)
+{
+    cJSON *json = job->report ? cJSON_Parse(job->report) : NULL;
+
+    free(job->report);
+    if (job->result == 0) {
+        p->rehearsal = job->rehearsal;
+        p->rehearsed = true;
+    }
+    if (json)
+        control_server_send(p->server, job->client, json);
+    else
+        control_server_error(p->server, job->client, "%s",
+                             job->result < 0 ? job->err.text : "no memory for the prediction");
+}
+
+static void handle_predict(struct guest_process *p, uint64_t client,
+                           const struct control_request *request)
+{
+    if (!guest_is_free(p, client))
+        return;
+    p->job.guest = p->guest;
+    p->job.options = request->migrate;
+    p->job.sample_ns = request->sample_ns;
+    p->job.client = client;
+    guest_process_start_job(p, run_predict, predict_done);
+}
+
 static void handle_quit(struct guest_process *p, uint64_t client,
                         const struct control_request *request)
 {
@@ -308,7 +346,8 @@ static void (*const handlers[CONTROL_COMMANDS])(struct guest_process *, uint64_t
     [CONTROL_STATUS] = handle_status,     [CONTROL_MIGRATE] = handle_migrate,
     [CONTROL_CANCEL] = handle_cancel,     [CONTROL_RESOLVE] = handle_resolve,
     [CONTROL_WORKLOAD] = handle_workload, [CONTROL_CONSOLE] = handle_console,
-    [CONTROL_CHECK] = handle_check,       [CONTROL_QUIT] = handle_quit,
+    [CONTROL_CHECK] = handle_check,       [CONTROL_PREDICT] = handle_predict,
+    [CONTROL_QUIT] = handle_quit,
 };
 
 void guest_process_request(void *context, uint64_t client, const struct control_request *request)

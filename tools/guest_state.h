@@ -6,6 +6,7 @@
 
 #include <uv.h>
 
+#include "migrate/rehearsal.h"
 #include "tools/control_server.h"
 #include "tools/guest_process.h"
 
@@ -29,6 +30,8 @@ struct job {
     int exit_code;
     struct migration_options options;
     struct check_report check;
+    uint64_t sample_ns;
+    struct rehearsal rehearsal;
     uint64_t client;
 };
 
@@ -64,6 +67,8 @@ struct guest_process {
     struct migration *migration;
     struct migration *past;     /* the newest that failed: still answers its destination; or NULL */
     struct address destination; /* of the newest migration */
+    struct rehearsal rehearsal; /* the newest, for the migrations that follow it */
+    bool rehearsed;             /* there is one */
     uint64_t subscriber;        /* the client that asked for it */
     int told;                   /* the phase in which its report was given last, or -1 */
 

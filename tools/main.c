@@ -7,10 +7,10 @@
 #include "tools/commands.h"
 
 static const struct cli_command *const commands[] = {
-    &lab_command,      &receive_command, &migrate_command,         &status_command,
-    &cancel_command,   &resolve_command, &check_command,           &workload_command,
-    &console_command,  &quit_command,    &receive_session_command, &qemu_env_command,
-    &guardian_command, &attach_command,  &simulate_command,
+    &lab_command,      &receive_command,  &migrate_command, &status_command,
+    &cancel_command,   &resolve_command,  &check_command,   &predict_command,
+    &workload_command, &console_command,  &quit_command,    &receive_session_command,
+    &qemu_env_command, &guardian_command, &attach_command,  &simulate_command,
 };
 
 enum { COMMAND_COUNT = sizeof(commands) / sizeof(commands[0]) };

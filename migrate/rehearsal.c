@@ -1,0 +1,394 @@
+#include "migrate/rehearsal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "migrate/costs.h"
+#include "migrate/exchange.h"
+#include "migrate/guest/tracker.h"
+#include "migrate/inquiry.h"
+#include "migrate/page_sample.h"
+#include "migrate/preflight.h"
+#include "migrate/trial.h"
+#include "transport/base/clock.h"
+
+enum {
+    REACH_MS = 5000,
+    PATH_MS = 45000, /* all that is asked for one path: the destination may start a hypervisor */
+    LANES_MS = 5000,
+    PIECE_BYTES = 2 << 20,
+    LEAST_BYTES = 4 << 20,
+    ENOUGH_MS = 2000,
+    LIMIT_MS = 5000,
+    FENCES = 5,
+    GROUPS = 8, /* of pieces, whose times show how steady the path is */
+    FEWEST_GROUPS = 3,
+    TELLING_PAGES = 64, /* fewer say nothing of how much the guest gets done */
+};
+
+static const double UNKNOWN_SPREAD = 0.1, WIDEST = 0.9;
+
+static const char *const schemes[] = {"tcp", "rdma"};
+
+/* A rehearsal under way. */
+struct rehearsing {
+    struct guest *guest;
+    struct migration_options options; /* its scheme is that of the path being tried */
+    struct rehearsal *out;
+    struct guest_description description;
+    struct tracker *tracker;
+    struct page_sample sample;
+    uint64_t tracking_ns;            /* what it took to prepare the guest and begin to track it */
+    uint64_t rearmed_at, stopped_at; /* of the trial under way */
+    uint64_t pages_meanwhile;
+};
+
+static int guest_interrupted(void *rehearsing, struct error *err)
+{
+    struct rehearsing *r = rehearsing;
+
+    if (!r->guest->ops->end_event)
+        return 0;
+    struct pollfd end = {.fd = r->guest->ops->end_event(r->guest), .events = POLLIN};
+    return poll(&end, 1, 0) > 0 ? error_set(err, ESRCH, "the guest has ended by itself") : 0;
+}
+
+/* Any question will do: what is asked is whether a destination answers, before seconds are spent on
+ * watching the guest. */
+static int reach(const struct address *destination, struct error *err)
+{
+    uint8_t token[TRANSPORT_TOKEN_SIZE];
+    enum ownership_state state;
+
+    if (getrandom(token, sizeof(token), 0) != sizeof(token))
+        return error_set_errno(err, errno, "making a session token failed");
+    int result = exchange_ask(destination, token, REACH_MS, -1, &state, err);
+    return result ? error_prefix(err, "the destination cannot be reached") : 0;
+}
+
+static int start_tracking(struct rehearsing *r, struct error *err)
+{
+    const struct guest_ops *ops = r->guest->ops;
+    const char *name = r->options.tracker[0] ? r->options.tracker : NULL;
+    uint64_t began = clock_now();
+    int result = ops->prepare ? ops->prepare(r->guest, err) : 0;
+
+    if (!result)
+        result = ops->tracker(r->guest, name, &r->tracker, err);
+    if (!result)
+        result = r->tracker->ops->start(r->tracker, err);
+    r->tracking_ns = clock_now() - began;
+    return result;
+}
+
+/* Whether or not start_tracking came to its end. */
+static void stop_tracking(struct rehearsing *r)
+{
+    if (r->guest->ops->restore)
+        r->guest->ops->restore(r->guest);
+    if (r->tracker)
+        r->tracker->ops->close(r->tracker);
+    r->tracker = NULL;
+}
+
+static int before_sending(void *rehearsing, struct error *err)
+{
+    struct rehearsing *r = rehearsing;
+    int result = guest_interrupted(r, err);
+
+    if (!result)
+        result = dirty_profile_rearm(r->guest, r->tracker, NULL, err);
+    r->rearmed_at = clock_now();
+    return result;
+}
+
+static int after_sending(void *rehearsing, struct error *err)
+{
+    struct rehearsing *r = rehearsing;
+    int result = r->tracker->ops->collect(r->tracker, &r->pages_meanwhile, err);
+
+    r->stopped_at = clock_now();
+    return result;
+}
+
+static double pages_in(const struct dirty_profile *guest, double ns)
+{
+    double pages = 0;
+
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        pages += dirty_profile_pages(guest, band, ns);
+    return pages;
+}
+
+/* The share of its undisturbed time after which the guest had written as much as it did while pages
+ * were sent. A guest that is idle, or has written all it writes in a fraction of that time, does
+ * not show it. */
+static double guest_share(const struct dirty_profile *guest, uint64_t pages, uint64_t ns)
+{
+    double all = pages_in(guest, (double)ns), low = 0.05, high = 1;
+
+    if (all < TELLING_PAGES || (double)pages >= all || pages_in(guest, (double)ns / 2) > all * 0.9)
+        return 1;
+    while (high - low > 0.001) {
+        double middle = (low + high) / 2;
+
+        if (pages_in(guest, (double)ns * middle) < (double)pages)
+            low = middle;
+        else
+            high = middle;
+    }
+    return high;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static uint64_t median_fence(const struct trial_result *trial)
+{
+    double ns[TRIAL_MAX_FENCES];
+
+    for (unsigned i = 0; i < trial->fence_count; i++)
+        ns[i] = (double)trial->fence_ns[i];
+    qsort(ns, trial->fence_count, sizeof(*ns), by_value);
+    return trial->fence_count ? (uint64_t)ns[trial->fence_count / 2] : 0;
+}
+
+/* What a byte took from the end of piece `from` to that of piece `to`. */
+static double ns_per_byte(const struct trial_result *trial, unsigned from, unsigned to)
+{
+    uint64_t bytes = 0, ns = trial->pieces[to].at_ns - trial->pieces[from].at_ns;
+
+    for (unsigned i = from + 1; i <= to; i++)
+        bytes += trial->pieces[i].bytes;
+    return (double)(ns ? ns : 1) / (double)bytes;
+}
+
+/* Half the width of where the middle 90 % lie, relative to `mean`; sorts them. */
+static double spread_of(double *values, unsigned count, double mean)
+{
+    double edge = 0.05 * (count - 1);
+
+    qsort(values, count, sizeof(*values), by_value);
+    double low = values[0] + edge * (values[1] - values[0]);
+    double high = values[count - 1] - edge * (values[count - 1] - values[count - 2]);
+    double spread = (high - low) / 2 / mean;
+    return spread < WIDEST ? spread : WIDEST;
+}
+
+/* The first piece has what happens once, too: windows that open, the first memory that is
+ * registered. Where enough came after it, that is set-up and not bandwidth. Spread is taken of
+ * times: fences that are seen together would make rates of no meaning. */
+static void weigh(const struct trial_result *trial, struct path_profile *path)
+{
+    unsigned last = trial->piece_count - 1, groups = last < GROUPS ? last : GROUPS;
+    double byte_ns = (double)trial->ns / (double)trial->bytes, times[GROUPS];
+
+    path->bandwidth_spread = UNKNOWN_SPREAD;
+    if (groups >= FEWEST_GROUPS) {
+        byte_ns = ns_per_byte(trial, 0, last);
+        double extra_ns = (double)trial->pieces[0].at_ns - byte_ns * (double)trial->pieces[0].bytes;
+        path->setup_ns += extra_ns > 0 ? (uint64_t)extra_ns : 0;
+        for (unsigned i = 0; i < groups; i++)
+            times[i] = ns_per_byte(trial, i * last / groups, (i + 1) * last / groups);
+        path->bandwidth_spread = spread_of(times, groups, byte_ns);
+    }
+    path->bandwidth = byte_ns < 1e9 ? (uint64_t)(1e9 / byte_ns) : 1;
+}
+
+static int run_trial(struct rehearsing *r, const struct inquiry *q,
+                     const struct found_message *found, struct path_profile *path,
+                     struct error *err)
+{
+    struct transport_params params = preflight_params(&r->options);
+    struct trial_result trial;
+    struct address peer;
+    struct trial_config config = {
+        .peer = &peer,
+        .params = &params,
+        .filter = r->options.filter,
+        .max_bandwidth = r->options.max_bandwidth,
+        .memory = r->sample.memory,
+        .size = found->room < r->sample.size ? found->room : r->sample.size,
+        .piece_bytes = PIECE_BYTES,
+        .least_bytes = LEAST_BYTES,
+        .enough_ns = ENOUGH_MS * NS_PER_MS,
+        .limit_ns = LIMIT_MS * NS_PER_MS,
+        .fences = FENCES,
+        .before = before_sending,
+        .after = after_sending,
+        .context = r,
+    };
+
+    params.epoch = 1;
+    memcpy(params.token, q->token, sizeof(params.token));
+    int result = inquiry_lane_address(q, r->options.destination.scheme, found, &peer, err);
+    if (!result)
+        result = trial_run(&config, LANES_MS, &trial, err);
+    if (result)
+        return result;
+    path->setup_ns += trial.connect_ns + r->tracking_ns;
+    weigh(&trial, path);
+    path->zero_bandwidth = r->sample.zero_bandwidth;
+    path->round_ns = median_fence(&trial) + r->out->guest.collect_ns;
+    path->guest_share =
+        guest_share(&r->out->guest, r->pages_meanwhile, r->stopped_at - r->rearmed_at);
+    return 0;
+}
+
+/* What keeps lanes from working at this end, as a migration finds it before it says HELLO. */
+static int look_here(struct rehearsing *r, const struct inquiry *q, uint64_t present_bytes,
+                     struct error *err)
+{
+    struct transport_params params = preflight_params(&r->options);
+    struct transport_findings here;
+    struct address peer;
+    int result = address_of_peer(q->socket, r->options.destination.scheme, &peer, err);
+
+    if (result)
+        return result;
+    transport_check(peer.scheme, &params, &peer, TRANSPORT_SOURCE, present_bytes, &here);
+    return preflight_verdict(&here, err);
+}
+
+/* The refusals as one line. */
+static int refused(const struct reasons *reasons, struct error *err)
+{
+    int result = error_set(err, EPERM, "it would be refused: %.700s",
+                           reasons->text ? reasons->text : "without a reason");
+
+    for (char *c = err->text; *c; c++)
+        if (*c == '\n')
+            *c = c[1] ? ';' : ' ';
+    return result;
+}
+
+/* The questions that a migration begins with, in its order; their time is its set-up. */
+static int ask(struct rehearsing *r, struct inquiry *q, struct found_message *found,
+               struct path_profile *path, struct error *err)
+{
+    uint64_t present_bytes = dirty_profile_present(&r->out->guest) * GUEST_PAGE_SIZE;
+    struct probe_message wanted = {.room = REHEARSAL_BYTES,
+                                   .backing = r->description.regions[0].backing};
+    uint64_t began = clock_now();
+    int result = look_here(r, q, present_bytes, err);
+
+    if (!result)
+        result = inquiry_greet(q, &r->options, present_bytes, err);
+    if (result > 0)
+        result = inquiry_present(q, r->guest, err);
+    path->setup_ns += clock_now() - began;
+    if (result <= 0)
+        return result ? result : refused(q->refused, err);
+    result = inquiry_round_trip(q, &path->round_trip_ns, err);
+    if (result)
+        return result;
+    began = clock_now();
+    result = inquiry_probe(q, &wanted, found, err);
+    path->setup_ns += clock_now() - began;
+    if (!result)
+        result = preflight_verdict(&found->findings, err);
+    if (result && found->findings.count)
+        error_prefix(err, "destination");
+    if (!result && !found->lane_port)
+        result =
+            error_set(err, EPROTO, "the destination gives no place to try lanes and no reason");
+    return result;
+}
+
+static int try_path(struct rehearsing *r, struct path_profile *path, struct error *err)
+{
+    struct reasons reasons = {0};
+    struct found_message found = {0};
+    struct inquiry q;
+    uint64_t began = clock_now();
+    int result = inquiry_open(&r->options.destination, PATH_MS, &reasons, &q, err);
+
+    if (result)
+        return result;
+    path->setup_ns = clock_now() - began;
+    result = ask(r, &q, &found, path, err);
+    if (!result)
+        result = run_trial(r, &q, &found, path, err);
+    inquiry_close(&q);
+    reasons_free(&reasons);
+    return result;
+}
+
+static void rehearse_path(struct rehearsing *r, const char *scheme)
+{
+    struct rehearsal_path *path = &r->out->paths[r->out->path_count++];
+    struct error err = {0};
+
+    snprintf(path->scheme, sizeof(path->scheme), "%s", scheme);
+    snprintf(r->options.destination.scheme, sizeof(r->options.destination.scheme), "%s", scheme);
+    struct costs_key key = costs_key_of(&r->description, &r->options);
+    costs_recall(&key, &path->costs);
+    path->usable = try_path(r, &path->profile, &err) == 0;
+    snprintf(path->error, sizeof(path->error), "%s", err.text);
+    if (path->usable)
+        prediction_make(&r->out->guest, &path->profile, &path->costs, &r->options.limits,
+                        r->options.max_bandwidth, &path->prediction);
+}
+
+static int watch(struct rehearsing *r, uint64_t sample_ns, struct error *err)
+{
+    int result = start_tracking(r, err);
+
+    if (!result)
+        result = dirty_profile_sample(r->guest, r->tracker,
+                                      sample_ns ? sample_ns : REHEARSAL_SAMPLE_MS * NS_PER_MS,
+                                      guest_interrupted, r, &r->out->guest, err);
+    return result ? result : page_sample_take(r->guest, REHEARSAL_BYTES, &r->sample, err);
+}
+
+static void note_options(struct rehearsal *out, const struct migration_options *options)
+{
+    *out = (struct rehearsal){
+        .limits = options->limits,
+        .max_bandwidth = options->max_bandwidth,
+        .lanes = options->lanes,
+    };
+    memcpy(out->host, options->destination.host, sizeof(out->host));
+}
+
+int migration_rehearse(struct guest *guest, const struct migration_options *options,
+                       uint64_t sample_ns, struct rehearsal *out, struct error *err)
+{
+    struct rehearsing r = {.guest = guest, .options = *options, .out = out};
+    int result = reach(&options->destination, err);
+
+    note_options(out, options);
+    if (!result)
+        result = guest->ops->describe(guest, &r.description, err);
+    if (result)
+        return result;
+    result = watch(&r, sample_ns, err);
+    if (!result)
+        rehearse_path(&r, options->destination.scheme);
+    for (unsigned i = 0; i < sizeof(schemes) / sizeof(*schemes) && !result; i++) {
+        if (strcmp(schemes[i], options->destination.scheme))
+            rehearse_path(&r, schemes[i]);
+        result = guest_interrupted(&r, err);
+    }
+    page_sample_free(&r.sample);
+    stop_tracking(&r);
+    guest_description_free(&r.description);
+    out->made_at = clock_now();
+    return result;
+}
+
+const struct rehearsal_path *rehearsal_path(const struct rehearsal *r, const char *scheme)
+{
+    for (unsigned i = 0; i < r->path_count; i++)
+        if (r->paths[i].usable && strcmp(r->paths[i].scheme, scheme) == 0)
+            return &r->paths[i];
+    return NULL;
+}
