@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 
 #include "migrate/channel.h"
+#include "migrate/cpu_account.h"
 #include "migrate/incoming.h"
 #include "migrate/ownership.h"
 #include "migrate/page/page.h"
@@ -46,7 +47,8 @@ struct incoming {
 
     /* The session thread's own. */
     int socket; /* until the channel takes it over; then -1 */
-    uint64_t began_at, cpu_before, resident_before;
+    uint64_t began_at, resident_before;
+    struct cpu_watch cpu;
     struct hello hello;
     uint32_t epoch;
     struct channel *channel; /* NULL while the source is gone */

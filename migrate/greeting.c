@@ -173,7 +173,8 @@ static int start_tracking(struct migration *m, struct error *err)
         return result;
     snprintf(m->measurement.tracker, sizeof(m->measurement.tracker), "%s", m->tracker->ops->name);
     result = m->tracker->ops->start(m->tracker, err);
-    m->collected_at = clock_now();
+    m->tracking_at = m->collected_at = clock_now();
+    m->measurement.guest_work.pages_at_start = source_pages_written(m);
     return result;
 }
 

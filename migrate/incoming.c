@@ -9,6 +9,7 @@
 
 #include "transport/base/clock.h"
 #include "transport/base/log.h"
+#include "transport/base/thread.h"
 
 void destination_set_phase(struct incoming *in, enum incoming_phase phase)
 {
@@ -86,7 +87,7 @@ static void *session_thread(void *argument)
     struct incoming *in = argument;
     struct error err = {0};
 
-    pthread_setname_np(pthread_self(), "incoming");
+    thread_set_name("incoming", -1);
     int result = destination_greet(in, &err);
     if (result == 0) {
         leave(in, INCOMING_QUERY);
@@ -132,7 +133,7 @@ int incoming_start(int socket, const struct incoming_options *options,
     in->socket = socket;
     in->pending_socket = -1;
     in->began_at = clock_now();
-    in->cpu_before = clock_process_cpu();
+    cpu_watch_begin(&in->cpu);
     in->resident_before = process_resident_bytes();
     wakeup_init(&in->wakeup);
     pthread_mutex_init(&in->lock, NULL);

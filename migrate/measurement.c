@@ -41,9 +41,22 @@ struct derived {
     char on_timeout[8], operation[8], registration[8];
 };
 
+/* The prediction as the document has it: without figures that describe no end. */
+struct foretold {
+    char basis[16];
+    uint64_t age_ns;
+    bool converges;
+    struct prediction_range total_ns, downtime_ns;
+    unsigned rounds;
+    uint64_t bytes;
+};
+
 #define M(member, key, kind, null) FIELD(struct measurement, member, key, kind, null)
 #define D(member, key, kind, null) FIELD(struct derived, member, key, kind, null)
 #define R(member, key, kind, null) FIELD(struct round_measurement, member, key, kind, null)
+#define P(member, key, kind, null) FIELD(struct foretold, member, key, kind, null)
+#define W(member, key, kind)       FIELD(struct guest_work, member, key, kind, NEVER_NULL)
+#define C(member, key, null)       FIELD(struct cpu_measurement, member, key, FIELD_S, null)
 
 static const struct field schema_fields[] = {
     D(schema, "schema", FIELD_UNSIGNED, NEVER_NULL),
@@ -71,6 +84,7 @@ static const struct field path_fields[] = {
     M(lanes, "lanes", FIELD_UNSIGNED, NEVER_NULL),
     M(total_ns, "total_ms", FIELD_MS, NEVER_NULL),
     M(setup_ns, "setup_ms", FIELD_MS, NULL_IF_ZERO),
+    M(pause_start_ns, "pause_start_ms", FIELD_MS, NULL_IF_ZERO),
     M(downtime_ns, "downtime_ms", FIELD_MS, NULL_IF_ZERO),
 };
 
@@ -90,11 +104,38 @@ static const struct field gap_fields[] = {
 };
 
 static const struct field prediction_fields[] = {
-    M(predicted_downtime_ns, "downtime_ms", FIELD_MS, NEVER_NULL),
-    M(predicted_last_bytes, "last_bytes", FIELD_U64, NEVER_NULL),
+    P(basis, "basis", FIELD_TEXT, NEVER_NULL),
+    P(age_ns, "age_ms", FIELD_MS, NULL_IF_ZERO),
+    P(converges, "converges", FIELD_BOOL, NEVER_NULL),
+    P(total_ns.expected, "total_ms", FIELD_MS, NULL_IF_ZERO),
+    P(total_ns.low, "total_low_ms", FIELD_MS, NULL_IF_ZERO),
+    P(total_ns.high, "total_high_ms", FIELD_MS, NULL_IF_ZERO),
+    P(downtime_ns.expected, "downtime_ms", FIELD_MS, NULL_IF_ZERO),
+    P(downtime_ns.low, "downtime_low_ms", FIELD_MS, NULL_IF_ZERO),
+    P(downtime_ns.high, "downtime_high_ms", FIELD_MS, NULL_IF_ZERO),
+    P(rounds, "rounds", FIELD_UNSIGNED, NULL_IF_ZERO),
+    P(bytes, "bytes", FIELD_U64, NULL_IF_ZERO),
+};
+
+static const struct field switchover_fields[] = {
+    M(predicted_downtime_ns, "predicted_downtime_ms", FIELD_MS, NEVER_NULL),
+    M(predicted_last_bytes, "predicted_last_bytes", FIELD_U64, NEVER_NULL),
     M(last_bytes, "measured_last_bytes", FIELD_U64, NEVER_NULL),
-    M(switchover_retries, "switchover_retries", FIELD_UNSIGNED, NEVER_NULL),
+    M(switchover_retries, "retries", FIELD_UNSIGNED, NEVER_NULL),
     M(forced, "forced", FIELD_BOOL, NEVER_NULL),
+};
+
+static const struct field work_fields[] = {
+    W(pages_at_start, "pages_written_at_start", FIELD_U64),
+    W(pages_at_pause, "pages_written_at_pause", FIELD_U64),
+    W(ns, "ms", FIELD_MS),
+};
+
+static const struct field cpu_fields[] = {
+    C(guest_ns, "guest_s", NULL_IF_NEGATIVE),
+    C(engine_ns, "engine_s", NEVER_NULL),
+    C(lanes_ns, "lanes_s", NEVER_NULL),
+    C(other_ns, "other_s", NEVER_NULL),
 };
 
 static const struct field round_fields[] = {
@@ -107,6 +148,8 @@ static const struct field round_fields[] = {
     R(ns, "ms", FIELD_MS, NEVER_NULL),
     R(dirty_pages_after, "dirty_pages_after", FIELD_U64, NEVER_NULL),
     R(predicted_downtime_ns, "predicted_downtime_ms", FIELD_MS, NULL_IF_ZERO),
+    R(predicted_total_ns, "predicted_total_ms", FIELD_MS, NULL_IF_ZERO),
+    R(guest_pages_written, "guest_pages_written", FIELD_U64, NULL_IF_NEGATIVE),
     R(throttle, "throttle_percent", FIELD_UNSIGNED, NEVER_NULL),
     R(paused, "paused", FIELD_BOOL, NEVER_NULL),
 };
@@ -166,6 +209,20 @@ static struct derived derive(const struct measurement *m, uint64_t gap_ns)
     strcpy(d.operation, transport_operation_name(m->operation));
     strcpy(d.registration, transport_registration_name(m->registration));
     return d;
+}
+
+static struct foretold foretell(const struct measurement_prediction *p)
+{
+    struct foretold f = {.age_ns = p->age_ns, .converges = p->is.converges};
+
+    strcpy(f.basis, p->basis == PREDICTION_REHEARSED ? "predict" : "first-round");
+    if (!p->is.converges)
+        return f;
+    f.total_ns = p->is.total_ns;
+    f.downtime_ns = p->is.downtime_ns;
+    f.rounds = p->is.rounds;
+    f.bytes = p->is.bytes;
+    return f;
 }
 
 /* An object of its own for a table of fields, or null. */
@@ -232,7 +289,6 @@ static bool add_destination(cJSON *document, const struct measurement *m, const 
 
 static bool add_times(cJSON *document, const struct measurement *m, const struct derived *d)
 {
-    const struct measurement *foretold = m->predicted_downtime_ns ? m : NULL;
     const struct destination_measurement *half = &m->destination_half;
     struct measurement known = *m;
 
@@ -240,9 +296,29 @@ static bool add_times(cJSON *document, const struct measurement *m, const struct
     known.downtime.resume = first_known_ns(m->downtime.resume, half, half->resume_ns);
     return fields_add(document, m, path_fields, COUNT(path_fields)) &&
            add_object(document, "downtime", &known, downtime_fields, COUNT(downtime_fields)) &&
-           fields_add(document, d, gap_fields, COUNT(gap_fields)) &&
-           add_object(document, "prediction", foretold, prediction_fields,
-                      COUNT(prediction_fields));
+           fields_add(document, d, gap_fields, COUNT(gap_fields));
+}
+
+static bool add_predictions(cJSON *document, const struct measurement *m)
+{
+    struct foretold foretold = foretell(&m->prediction);
+
+    return add_object(document, "prediction", m->prediction.basis ? &foretold : NULL,
+                      prediction_fields, COUNT(prediction_fields)) &&
+           add_object(document, "switchover", m->predicted_downtime_ns ? m : NULL,
+                      switchover_fields, COUNT(switchover_fields));
+}
+
+static bool add_cpu(cJSON *document, const struct measurement *m)
+{
+    const struct cpu_measurement *own = m->source_cpu.known ? &m->source_cpu : NULL;
+    const struct cpu_measurement *theirs =
+        m->destination_half.known && m->destination_half.cpu.known ? &m->destination_half.cpu
+                                                                   : NULL;
+    cJSON *cpu = cJSON_AddObjectToObject(document, "cpu");
+
+    return cpu && add_object(cpu, "source", own, cpu_fields, COUNT(cpu_fields)) &&
+           add_object(cpu, "destination", theirs, cpu_fields, COUNT(cpu_fields));
 }
 
 static bool add_document(cJSON *document, const struct measurement *m, uint64_t gap_ns)
@@ -252,10 +328,12 @@ static bool add_document(cJSON *document, const struct measurement *m, uint64_t 
     return fields_add(document, &d, schema_fields, COUNT(schema_fields)) &&
            fields_add(document, m, outcome_fields, COUNT(outcome_fields)) &&
            add_object(document, "guest", m, guest_fields, COUNT(guest_fields)) &&
-           add_times(document, m, &d) && add_rounds(document, m) &&
+           add_times(document, m, &d) && add_predictions(document, m) && add_rounds(document, m) &&
            add_object(document, "pages", m, page_fields, COUNT(page_fields)) &&
            fields_add(document, m, volume_fields, COUNT(volume_fields)) &&
-           add_destination(document, m, &d) &&
+           add_destination(document, m, &d) && add_cpu(document, m) &&
+           add_object(document, "guest_work", m->guest_work.known ? &m->guest_work : NULL,
+                      work_fields, COUNT(work_fields)) &&
            fields_add(document, m, verification_fields, COUNT(verification_fields)) &&
            add_limits(document, m, &d) && add_hosts(document, m) && device_add_report(document, m);
 }

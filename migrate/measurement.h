@@ -9,9 +9,13 @@
 
 #include "migrate/guest/guest.h"
 #include "migrate/policy.h"
+#include "migrate/prediction.h"
 #include "transport/transport.h"
 
-enum { MEASUREMENT_SCHEMA = 1, MEASUREMENT_MAX_TEXT = 64 };
+enum { MEASUREMENT_SCHEMA = 2, MEASUREMENT_MAX_TEXT = 64 };
+
+/* Of a figure that may be 0: nobody knows it. Printed as null. */
+#define MEASUREMENT_UNKNOWN UINT64_MAX
 
 struct round_measurement {
     uint64_t pages, zero_pages; /* handed out; of them zero */
@@ -19,7 +23,9 @@ struct round_measurement {
     uint64_t bytes, wire_bytes; /* guest bytes sent; bytes on the wire */
     uint64_t start_ns, ns;      /* since the accepted command; duration */
     uint64_t dirty_pages_after;
-    uint64_t predicted_downtime_ns; /* at its end */
+    uint64_t predicted_downtime_ns; /* at its end, of a switchover there and then */
+    uint64_t predicted_total_ns;    /* at its end; 0: no end was foreseen */
+    uint64_t guest_pages_written;   /* at its end, in all the guest's life; or UNKNOWN */
     unsigned throttle;
     bool paused; /* the last round, with the guest stopped */
 };
@@ -41,10 +47,38 @@ struct device_measurement {
     struct transport_device device;
 };
 
+/* CPU time of one end by what it was spent for, see cpu_account.h. */
+struct cpu_measurement {
+    bool known;
+    uint64_t guest_ns; /* or MEASUREMENT_UNKNOWN */
+    uint64_t engine_ns, lanes_ns, other_ns;
+};
+
+enum prediction_basis {
+    PREDICTION_NONE,
+    PREDICTION_REHEARSED,   /* before anything was sent */
+    PREDICTION_FIRST_ROUND, /* from what the first round showed */
+};
+
+/* What the whole migration was said to take. */
+struct measurement_prediction {
+    enum prediction_basis basis;
+    uint64_t age_ns; /* of the rehearsal, when the migration began */
+    struct prediction is;
+};
+
+/* The workload's own account. */
+struct guest_work {
+    bool known;
+    uint64_t pages_at_start, pages_at_pause; /* written in all the guest's life */
+    uint64_t ns;                             /* from the start of tracking to the pause */
+};
+
 /* The destination's half; comes in REPORT. */
 struct destination_measurement {
     bool known; /* false: REPORT was lost, all of it is null */
     uint64_t cpu_ns;
+    struct cpu_measurement cpu; /* not known: the peer is older than that */
     uint64_t state_load_ns, resume_ns;
     uint64_t running_at_us; /* CLOCK_MONOTONIC there, when the first vCPU set out; 0: not known */
     uint64_t guest_gap_ns;  /* the pause as the guest measured it; 0: it did not say */
@@ -65,12 +99,13 @@ struct measurement {
 
     uint64_t total_ns, setup_ns;
     uint64_t pause_start_ns; /* of the pause that became the downtime, since the accepted command */
-    uint64_t downtime_ns; /* source's clock, pause -> RUNNING received; or, on one clock, until a
-                             vCPU ran */
+    uint64_t downtime_ns;    /* source's clock, pause -> RUNNING received; or, on one clock, until a
+                                vCPU ran */
     bool downtime_clock_shared; /* source and destination read one clock */
     struct {
         uint64_t pause, final_copy, verify, state_save, state_transfer, state_load, resume;
     } downtime;
+    struct measurement_prediction prediction;
     uint64_t predicted_downtime_ns, predicted_last_bytes, last_bytes; /* at the switchover */
     unsigned switchover_retries; /* pauses undone because more was dirty than foretold */
     bool forced;
@@ -82,6 +117,8 @@ struct measurement {
     uint64_t present_bytes;                     /* touched at the start */
     uint64_t guest_bytes, wire_bytes;
     uint64_t source_cpu_ns;
+    struct cpu_measurement source_cpu;
+    struct guest_work guest_work;
     uint64_t goodput; /* bytes/s of guest bytes over the rounds with the guest running */
     uint64_t state_bytes;
     bool verified;

@@ -21,6 +21,29 @@ static const struct field half_fields[] = {
 
 static const size_t half_field_count = sizeof(half_fields) / sizeof(half_fields[0]);
 
+static bool add_cpu(cJSON *object, const struct cpu_measurement *cpu)
+{
+    cJSON *own;
+
+    if (!cpu->known)
+        return cJSON_AddNullToObject(object, "cpu");
+    own = cJSON_AddObjectToObject(object, "cpu");
+    return own && fields_add(own, cpu, cpu_wire_fields, cpu_wire_field_count);
+}
+
+/* A peer from before there was such an account sends none. */
+static int read_cpu(const cJSON *object, struct cpu_measurement *out, struct error *err)
+{
+    const cJSON *cpu = cJSON_GetObjectItemCaseSensitive(object, "cpu");
+
+    if (!cpu || cJSON_IsNull(cpu))
+        return 0;
+    if (!cJSON_IsObject(cpu))
+        return error_set(err, EPROTO, "cpu is no object");
+    out->known = true;
+    return fields_read(cpu, out, cpu_wire_fields, cpu_wire_field_count, err);
+}
+
 char *destination_measurement_encode(const struct destination_measurement *d)
 {
     cJSON *object = cJSON_CreateObject(), *host;
@@ -30,7 +53,7 @@ char *destination_measurement_encode(const struct destination_measurement *d)
         goto delete_object;
     host = cJSON_AddObjectToObject(object, "host");
     if (host && fields_add(host, &d->host, host_fields, host_field_count) &&
-        device_encode(object, &d->device))
+        add_cpu(object, &d->cpu) && device_encode(object, &d->device))
         text = cJSON_PrintUnformatted(object);
 delete_object:
     cJSON_Delete(object);
@@ -64,6 +87,8 @@ int destination_measurement_decode(const char *text, size_t size,
         goto prefix_error;
     }
     result = fields_read(host, &d.host, host_fields, host_field_count, err);
+    if (!result)
+        result = read_cpu(object, &d.cpu, err);
     if (!result)
         result = device_decode(object, &d.device, err);
     if (!result)

@@ -90,7 +90,7 @@ static bool is_null(const struct field *field, const void *at)
     case NULL_IF_ZERO:
         return field->kind == FIELD_TEXT ? !*(const char *)at : !memcmp(at, &zero, field->size);
     case NULL_IF_NEGATIVE:
-        return field->kind == FIELD_I64 ? *(const int64_t *)at < 0 : *(const int *)at < 0;
+        return field->kind == FIELD_INT ? *(const int *)at < 0 : *(const int64_t *)at < 0;
     case NEVER_NULL:
         break;
     }
@@ -227,3 +227,14 @@ const struct field host_fields[] = {
 };
 
 const size_t host_field_count = sizeof(host_fields) / sizeof(host_fields[0]);
+
+#define CPU(member, key, null) FIELD(struct cpu_measurement, member, key, FIELD_U64, null)
+
+const struct field cpu_wire_fields[] = {
+    CPU(guest_ns, "guest_ns", NULL_IF_NEGATIVE),
+    CPU(engine_ns, "engine_ns", NEVER_NULL),
+    CPU(lanes_ns, "lanes_ns", NEVER_NULL),
+    CPU(other_ns, "other_ns", NEVER_NULL),
+};
+
+const size_t cpu_wire_field_count = sizeof(cpu_wire_fields) / sizeof(cpu_wire_fields[0]);

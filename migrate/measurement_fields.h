@@ -23,8 +23,8 @@ enum field_kind {
 
 enum field_null {
     NEVER_NULL,
-    NULL_IF_ZERO, /* or empty: not known, or did not happen */
-    NULL_IF_NEGATIVE,
+    NULL_IF_ZERO,     /* or empty: not known, or did not happen */
+    NULL_IF_NEGATIVE, /* or, of an unsigned one, MEASUREMENT_UNKNOWN */
 };
 
 struct field {
@@ -54,6 +54,10 @@ int fields_read(const cJSON *object, void *base, const struct field *fields, siz
 /* Of a struct host_facts; both ends of the wire and the report use them. */
 extern const struct field host_fields[];
 extern const size_t host_field_count;
+
+/* Of a struct cpu_measurement, in REPORT. */
+extern const struct field cpu_wire_fields[];
+extern const size_t cpu_wire_field_count;
 
 /* A part of the downtime: as the source took it, else from the destination's half, else 0. */
 static inline uint64_t first_known_ns(uint64_t own, const struct destination_measurement *half,

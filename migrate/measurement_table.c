@@ -98,9 +98,33 @@ static void print_downtime(FILE *out, const struct measurement *m)
     }
 }
 
+/* What was said beforehand beside what came of it. */
+static void print_prediction(FILE *out, const struct measurement *m)
+{
+    const struct prediction *p = &m->prediction.is;
+    const char *when =
+        m->prediction.basis == PREDICTION_REHEARSED ? "before it began" : "after the first round";
+
+    if (!m->prediction.basis)
+        return;
+    if (!p->converges) {
+        fprintf(out, "predicted     that it does not converge (%s); measured %.1f ms\n", when,
+                ns_to_ms(m->total_ns));
+        return;
+    }
+    fprintf(out, "predicted     %10.3f ms in total (%.1f to %.1f, %s), measured %.1f\n",
+            ns_to_ms(p->total_ns.expected), ns_to_ms(p->total_ns.low), ns_to_ms(p->total_ns.high),
+            when, ns_to_ms(m->total_ns));
+    if (m->downtime_ns)
+        fprintf(out, "predicted     %10.3f ms of downtime (%.1f to %.1f), measured %.1f\n",
+                ns_to_ms(p->downtime_ns.expected), ns_to_ms(p->downtime_ns.low),
+                ns_to_ms(p->downtime_ns.high), ns_to_ms(m->downtime_ns));
+}
+
 static void print_times(FILE *out, const struct measurement *m, uint64_t gap_ns)
 {
     fprintf(out, "total time    %10.3f ms\n", ns_to_ms(m->total_ns));
+    print_prediction(out, m);
     if (m->setup_ns)
         fprintf(out, "set-up        %10.3f ms\n", ns_to_ms(m->setup_ns));
     if (m->downtime_ns)
@@ -159,6 +183,18 @@ static void print_cpu(FILE *out, const struct measurement *m)
     fputc('\n', out);
 }
 
+static void print_cpu_roles(FILE *out, const char *where, const struct cpu_measurement *cpu)
+{
+    if (!cpu->known)
+        return;
+    fprintf(out, "  %-12s%10.3f s engine, %.3f s lanes, %.3f s other", where,
+            (double)cpu->engine_ns / (double)NS_PER_S, (double)cpu->lanes_ns / (double)NS_PER_S,
+            (double)cpu->other_ns / (double)NS_PER_S);
+    if (cpu->guest_ns != MEASUREMENT_UNKNOWN)
+        fprintf(out, ", %.3f s guest", (double)cpu->guest_ns / (double)NS_PER_S);
+    fputc('\n', out);
+}
+
 char *measurement_to_table(const struct measurement *m, uint64_t gap_ns)
 {
     char *text = NULL;
@@ -176,6 +212,8 @@ char *measurement_to_table(const struct measurement *m, uint64_t gap_ns)
         print_volume(out, m);
     print_device(out, m);
     print_cpu(out, m);
+    print_cpu_roles(out, "source", &m->source_cpu);
+    print_cpu_roles(out, "destination", &m->destination_half.cpu);
     failed = ferror(out);
     failed |= fclose(out);
     if (!failed)

@@ -11,6 +11,7 @@
 
 #include "transport/base/clock.h"
 #include "transport/base/log.h"
+#include "transport/base/thread.h"
 
 enum {
     NOTIFY_MS = 50,
@@ -197,6 +198,16 @@ static void close_tracker(struct migration *m)
     m->tracker = NULL;
 }
 
+uint64_t source_pages_written(struct migration *m)
+{
+    struct guest_workload workload;
+
+    if (!m->guest->ops->workload)
+        return MEASUREMENT_UNKNOWN;
+    m->guest->ops->workload(m->guest, &workload);
+    return workload.pages_written;
+}
+
 void source_note_totals(struct migration *m)
 {
     struct measurement *out = &m->measurement;
@@ -216,6 +227,7 @@ void source_note_totals(struct migration *m)
     }
     out->goodput = ns ? (uint64_t)((double)bytes * 1e9 / (double)ns) : 0;
     out->total_ns = clock_now() - m->accepted_at;
+    cpu_watch_result(&m->cpu, &out->source_cpu_ns, &out->source_cpu);
 }
 
 static void finish_completed(struct migration *m)
@@ -272,19 +284,29 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
     return phase;
 }
 
+/* Guests in processes of their own have their CPU time there. */
+static void watch_cpu(struct migration *m)
+{
+    const struct guest_ops *ops = m->guest->ops;
+
+    cpu_watch_begin(&m->cpu);
+    if (ops->monitor)
+        cpu_watch_hypervisor(&m->cpu, ops->monitor(m->guest)->pid, false);
+}
+
 static void *session_thread(void *argument)
 {
     struct migration *m = argument;
     struct error err = {0};
-    uint64_t cpu = clock_process_cpu();
     enum migration_phase phase = MIGRATION_COMPLETED;
 
-    pthread_setname_np(pthread_self(), "migration");
+    thread_set_name("migration", -1);
+    watch_cpu(m);
     if (run(m, &err) == 0)
         finish_completed(m);
     else
         phase = finish_failed(m, &err);
-    m->measurement.source_cpu_ns = clock_process_cpu() - cpu;
+    cpu_watch_result(&m->cpu, &m->measurement.source_cpu_ns, &m->measurement.source_cpu);
     channel_close(m->channel);
     m->channel = NULL;
     rounds_free(m->rounds);

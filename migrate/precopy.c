@@ -74,6 +74,9 @@ int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_bef
     if (!round)
         return error_set(err, ENOMEM, "no memory to note a round");
     int result = paused ? 0 : source_collect(m, err);
+
+    if (!paused)
+        cpu_watch_look(&m->cpu); /* lanes end with COMMIT, and nobody should look for them then */
     transport_stats(m->transport, &stats);
     *round = (struct round_measurement){
         .pages = counts->pages,
@@ -84,6 +87,7 @@ int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_bef
         .start_ns = started - m->accepted_at,
         .ns = ended - started,
         .dirty_pages_after = paused ? 0 : m->dirty_pages,
+        .guest_pages_written = source_pages_written(m),
         .throttle = m->throttle,
         .paused = paused,
     };

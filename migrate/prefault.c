@@ -60,6 +60,7 @@ static void *prefault_main(void *argument)
     struct prefault *p = argument;
     bool go_on = true;
 
+    thread_set_name("prefault", -1);
     for (unsigned i = 0; i < p->count; i++)
         for (size_t at = 0; go_on && at < p->extents[i].count; at++)
             go_on = populate(p, &p->regions[i], &p->extents[i].extents[at]);

@@ -200,6 +200,8 @@ static int make_guest(struct incoming *in, const struct guest_description *d, st
     in->guest = guest;
     memcpy(in->status.guest_name, d->name, sizeof(in->status.guest_name));
     pthread_mutex_unlock(&in->lock);
+    if (guest->ops->monitor)
+        cpu_watch_hypervisor(&in->cpu, guest->ops->monitor(guest)->pid, true);
     in->target.count = guest->ops->regions(guest, &in->target.regions);
     return 0;
 }
@@ -397,6 +399,8 @@ static int on_round(struct incoming *in, const struct message *m, struct error *
     struct round_message round;
     int result = round_decode(m, &round, err);
 
+    if (!result && !round.paused)
+        cpu_watch_look(&in->cpu);
     if (!result)
         destination_say(in, round.paused ? "switchover" : "round %u: %llu pages", round.number,
                         (unsigned long long)round.pages);
@@ -441,6 +445,7 @@ static int on_load(struct incoming *in, struct error *err)
     channel_send(in->channel, MESSAGE_PREPARED, body,
                  timing_encode(&(struct timing_message){.ns = in->measurement.state_load_ns}, body),
                  &(struct error){0});
+    cpu_watch_glance(&in->cpu); /* the lanes end before the guest runs */
     return 1;
 }
 

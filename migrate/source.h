@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 
 #include "migrate/channel.h"
+#include "migrate/cpu_account.h"
 #include "migrate/guest/tracker.h"
 #include "migrate/migration.h"
 #include "migrate/ownership.h"
@@ -50,6 +51,8 @@ struct migration {
     uint8_t token[TRANSPORT_TOKEN_SIZE];
     uint32_t epoch;
     uint64_t accepted_at, last_notify;
+    struct cpu_watch cpu;
+    uint64_t tracking_at; /* when tracking had started */
     struct channel *channel;
     struct transport *transport;
     struct tracker *tracker;
@@ -89,6 +92,9 @@ int source_interrupted(void *migration, struct error *err);
  * `cancellable`: a cancel ends the wait. */
 int source_receive(struct migration *m, enum message_type wanted, int timeout_ms, bool cancellable,
                    struct message *out, struct error *err);
+
+/* How much the workload has written, MEASUREMENT_UNKNOWN when the guest keeps no account. */
+uint64_t source_pages_written(struct migration *m);
 
 /* The totals so far, while the lanes are there to be asked. */
 void source_note_totals(struct migration *m);

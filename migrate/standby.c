@@ -361,7 +361,7 @@ static void send_report(struct incoming *in)
     await_gap(in);
     in->measurement.known = true;
     in->measurement.running_at_us = in->guest->ops->resumed_at(in->guest) / NS_PER_US;
-    in->measurement.cpu_ns = clock_process_cpu() - in->cpu_before;
+    cpu_watch_result(&in->cpu, &in->measurement.cpu_ns, &in->measurement.cpu);
     in->measurement.resident_growth_bytes =
         resident > in->resident_before ? resident - in->resident_before : 0;
     char *text = destination_measurement_encode(&in->measurement);

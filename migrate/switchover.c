@@ -8,6 +8,15 @@
 #include "transport/base/clock.h"
 #include "transport/base/wire.h"
 
+static void note_work(struct migration *m)
+{
+    struct guest_work *work = &m->measurement.guest_work;
+
+    work->known = work->pages_at_start != MEASUREMENT_UNKNOWN;
+    work->pages_at_pause = source_pages_written(m);
+    work->ns = m->paused_at - m->tracking_at;
+}
+
 static int pause_guest(struct migration *m, struct error *err)
 {
     m->paused_at = clock_now();
@@ -15,6 +24,7 @@ static int pause_guest(struct migration *m, struct error *err)
     m->guest_paused = true;
     int result = m->guest->ops->pause(m->guest, err);
     m->measurement.downtime.pause = clock_now() - m->paused_at;
+    note_work(m);
     return result;
 }
 
@@ -86,6 +96,7 @@ static int load_there(struct migration *m, struct error *err)
     struct timing_message timing = {0};
     int result = channel_send(m->channel, MESSAGE_LOAD, NULL, 0, err);
 
+    cpu_watch_glance(&m->cpu);
     if (!result)
         result = source_receive(m, MESSAGE_PREPARED, SOURCE_REPLY_MS, true, &reply, err);
     if (result)

@@ -270,13 +270,13 @@ def environments():
 
 def check_prediction(report):
     """At every switchover: what was foretold is within the limit, and no more was sent than foretold."""
-    prediction, limit = report["prediction"], report["limits"]["downtime_ms"]
-    if prediction.get("forced"):
+    switchover, limit = report["switchover"], report["limits"]["downtime_ms"]
+    if switchover["forced"]:
         return
-    expect(prediction["downtime_ms"] <= limit,
-           f"expected a predicted downtime within {limit} ms at the switchover; got {prediction}")
-    expect(prediction["measured_last_bytes"] <= prediction["last_bytes"],
-           f"expected the last round to send at most what was predicted; got {prediction}")
+    expect(switchover["predicted_downtime_ms"] <= limit,
+           f"expected a predicted downtime within {limit} ms at the switchover; got {switchover}")
+    expect(switchover["measured_last_bytes"] <= switchover["predicted_last_bytes"],
+           f"expected the last round to send at most what was predicted; got {switchover}")
 
 
 def show_migration(source, guest, uri, options):

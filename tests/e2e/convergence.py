@@ -42,7 +42,7 @@ def throttles(context):
                                 "--downtime-limit", f"{LIMIT_MS}ms", seconds=120)
         throttle = max(entry["throttle_percent"] for entry in report["rounds"])
         print(f"{len(report['rounds'])} rounds, throttled by up to {throttle} %, downtime {report['downtime_ms']:.0f} ms, "
-              f"prediction {report['prediction']}")
+              f"switchover {report['switchover']}")
         expect(throttle > 0, "expected the guest to have been throttled")
         expect(report["downtime_ms"] <= LIMIT_MS + STALL_MS,
                f"expected a downtime within {LIMIT_MS} ms (and {STALL_MS} ms of a busy machine); got {report['downtime_ms']}")

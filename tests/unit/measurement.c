@@ -21,7 +21,7 @@ static cJSON *document_of(const struct measurement *m, uint64_t gap_ns)
 }
 
 /* The schema as its document has it: rows "| `key` | type | null | meaning |". */
-enum { MAX_ROWS = 128, CELL = 96 };
+enum { MAX_ROWS = 256, CELL = 96 };
 
 struct row {
     char key[CELL], type[CELL], null[CELL];
@@ -106,7 +106,10 @@ static void check_object(struct schema *schema, const cJSON *object, const char 
     cJSON_ArrayForEach(item, object)
     {
         char key[CELL * 2], below[CELL * 2 + 4];
-        bool is_side = !strcmp(prefix, "host.") && cJSON_IsObject(item);
+        const char *side = !cJSON_IsObject(item)      ? NULL
+                           : !strcmp(prefix, "host.") ? "host.SIDE"
+                           : !strcmp(prefix, "cpu.")  ? "cpu.SIDE"
+                                                      : NULL;
         bool is_end = !strcmp(prefix, "rdma.") && !strcmp(item->string, "destination");
         bool is_counter = !strcmp(prefix, "rdma.counters.");
         struct row *row;
@@ -118,7 +121,7 @@ static void check_object(struct schema *schema, const cJSON *object, const char 
             continue;
         row->seen = true;
         check_value(row, item);
-        snprintf(below, sizeof(below), "%s.", is_side ? "host.SIDE" : is_end ? "rdma" : key);
+        snprintf(below, sizeof(below), "%s.", side ? side : is_end ? "rdma" : key);
         if (cJSON_IsObject(item))
             check_object(schema, item, below);
         snprintf(below, sizeof(below), "%s[].", key);
@@ -153,8 +156,12 @@ Test(measurement, a_failed_one_keeps_to_the_schema_too)
     check_object(&schema, document, "");
     for (size_t i = 0; i < schema.count; i++) {
         const char *key = schema.rows[i].key;
-        bool inside = strncmp(key, "prediction.", 11) == 0 || strncmp(key, "rounds[]", 8) == 0 ||
-                      strncmp(key, "rdma.", 5) == 0;
+        static const char *const absent[] = {"prediction.", "switchover.", "rounds[]",
+                                             "rdma.",       "guest_work.", "cpu.SIDE"};
+        bool inside = false;
+
+        for (size_t j = 0; j < sizeof(absent) / sizeof(absent[0]); j++)
+            inside |= strncmp(key, absent[j], strlen(absent[j])) == 0;
 
         cr_expect(schema.rows[i].seen || inside, "%s is documented and not printed", key);
     }
@@ -202,7 +209,7 @@ static void check_values(const cJSON *document, const struct value_case *cases, 
 }
 
 static const struct value_case figures[] = {
-    {"schema", 1},
+    {"schema", 2},
     {"result", .text = "completed"},
     {"session", .text = "00112233445566778899aabbccddeeff"},
     {"guest.name", .text = "g1"},
@@ -227,10 +234,32 @@ static const struct value_case figures[] = {
     {"downtime.resume", 0.600012},
     {"downtime_clock", .text = "source"},
     {"guest_gap_ms", 23.400001},
-    {"prediction.downtime_ms", 25.000006},
-    {"prediction.last_bytes", 12582912},
-    {"prediction.measured_last_bytes", 11534336},
-    {"prediction.switchover_retries", 1},
+    {"pause_start_ms", 1111.111112},
+    {"prediction.basis", .text = "predict"},
+    {"prediction.age_ms", 5000.000001},
+    {"prediction.total_ms", 1200.000002},
+    {"prediction.total_low_ms", 1100.000003},
+    {"prediction.total_high_ms", 1300.000004},
+    {"prediction.downtime_ms", 22.000005},
+    {"prediction.downtime_low_ms", 20.000007},
+    {"prediction.downtime_high_ms", 31.000008},
+    {"prediction.rounds", 21},
+    {"prediction.bytes", 490000009},
+    {"switchover.predicted_downtime_ms", 25.000006},
+    {"switchover.predicted_last_bytes", 12582912},
+    {"switchover.measured_last_bytes", 11534336},
+    {"switchover.retries", 1},
+    {"cpu.source.guest_s", 0.500000001},
+    {"cpu.source.engine_s", 0.100000002},
+    {"cpu.source.lanes_s", 0.300000003},
+    {"cpu.source.other_s", 0.100000004},
+    {"cpu.destination.guest_s", 0.200000005},
+    {"cpu.destination.engine_s", 0.110000006},
+    {"cpu.destination.lanes_s", 0.310000007},
+    {"cpu.destination.other_s", 0.080000008},
+    {"guest_work.pages_written_at_start", 70000007},
+    {"guest_work.pages_written_at_pause", 80000008},
+    {"guest_work.ms", 1060.000009},
     {"rounds.#0.pages", 100},
     {"rounds.#19.pages", 119},
     {"rounds.#19.zero_pages", 29},
@@ -241,6 +270,8 @@ static const struct value_case figures[] = {
     {"rounds.#19.ms", 1.000019},
     {"rounds.#18.dirty_pages_after", 119},
     {"rounds.#18.predicted_downtime_ms", 30.000018},
+    {"rounds.#18.predicted_total_ms", 1100.000018},
+    {"rounds.#18.guest_pages_written", 70000018},
     {"rounds.#19.throttle_percent", 19},
     {"pages.raw", 100001},
     {"pages.zero", 2002},
@@ -304,7 +335,8 @@ static const struct value_case figures[] = {
 
 Test(measurement, every_figure_is_at_its_place_and_in_its_unit)
 {
-    static const char *const true_keys[] = {"prediction.forced", "rounds.#19.paused", "verified"};
+    static const char *const true_keys[] = {"prediction.converges", "switchover.forced",
+                                            "rounds.#19.paused", "verified"};
     struct measurement m = full_measurement();
     cJSON *document = document_of(&m, 23400001);
 
@@ -344,7 +376,8 @@ Test(measurement, a_lost_report_is_null)
 {
     static const char *const nulls[] = {"destination_cpu_s", "destination_resident_growth_bytes",
                                         "host.destination",  "downtime.state_load",
-                                        "downtime.resume",   "rdma.destination"};
+                                        "downtime.resume",   "rdma.destination",
+                                        "cpu.destination"};
     struct measurement m = full_measurement();
     cJSON *document;
 
@@ -365,7 +398,12 @@ Test(measurement, what_did_not_happen_is_null)
                                         "downtime_ms",
                                         "downtime.pause",
                                         "downtime.verify",
+                                        "pause_start_ms",
                                         "prediction",
+                                        "switchover",
+                                        "cpu.source",
+                                        "cpu.destination",
+                                        "guest_work",
                                         "state_bytes",
                                         "goodput_bytes_per_s",
                                         "limits.max_time_ms",
@@ -381,6 +419,47 @@ Test(measurement, what_did_not_happen_is_null)
     for (size_t i = 0; i < sizeof(nulls) / sizeof(nulls[0]); i++)
         expect_null(document, nulls[i]);
     cJSON_Delete(document);
+}
+
+Test(measurement, a_prediction_without_an_end_has_no_figures)
+{
+    static const char *const nulls[] = {"prediction.total_ms",
+                                        "prediction.total_low_ms",
+                                        "prediction.downtime_ms",
+                                        "prediction.downtime_high_ms",
+                                        "prediction.rounds",
+                                        "prediction.bytes",
+                                        "prediction.age_ms",
+                                        "rounds.#0.predicted_total_ms",
+                                        "rounds.#0.guest_pages_written"};
+    static const struct value_case cases[] = {{"prediction.basis", .text = "first-round"}};
+    struct measurement m = full_measurement();
+
+    m.prediction.basis = PREDICTION_FIRST_ROUND;
+    m.prediction.age_ns = 0;
+    m.prediction.is.converges = false; /* and yet full of figures: they must not show */
+    m.rounds[0].predicted_total_ns = 0;
+    m.rounds[0].guest_pages_written = MEASUREMENT_UNKNOWN;
+    cJSON *document = document_of(&m, 0);
+    check_values(document, cases, 1);
+    cr_expect(cJSON_IsFalse(item_at(document, "prediction.converges")));
+    for (size_t i = 0; i < sizeof(nulls) / sizeof(nulls[0]); i++)
+        expect_null(document, nulls[i]);
+    cJSON_Delete(document);
+    measurement_free(&m);
+}
+
+Test(measurement, an_end_that_keeps_no_account_of_roles_has_none)
+{
+    struct measurement m = full_measurement();
+
+    m.destination_half.cpu.known = false;
+    m.source_cpu.guest_ns = MEASUREMENT_UNKNOWN;
+    cJSON *document = document_of(&m, 0);
+    expect_null(document, "cpu.destination");
+    expect_null(document, "cpu.source.guest_s");
+    cJSON_Delete(document);
+    measurement_free(&m);
 }
 
 Test(measurement, integers_are_printed_to_the_last_digit)

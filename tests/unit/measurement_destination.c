@@ -15,6 +15,7 @@ static struct destination_measurement known_half(void)
 {
     struct destination_measurement d = {.known = true,
                                         .cpu_ns = (1ull << 53) - 1,
+                                        .cpu = {true, 11, 12, 13, 14},
                                         .state_load_ns = 2,
                                         .resume_ns = 3,
                                         .running_at_us = 6,
@@ -60,6 +61,12 @@ static void expect_same_half(const struct destination_measurement *want,
     cr_expect(got->known);
     cr_expect_eq(got->cpu_ns, want->cpu_ns, "expected %" PRIu64 ", got %" PRIu64, want->cpu_ns,
                  got->cpu_ns);
+    cr_expect(got->cpu.known == want->cpu.known && got->cpu.guest_ns == want->cpu.guest_ns &&
+                  got->cpu.engine_ns == want->cpu.engine_ns &&
+                  got->cpu.lanes_ns == want->cpu.lanes_ns &&
+                  got->cpu.other_ns == want->cpu.other_ns,
+              "CPU by role differs: guest %" PRIu64 ", engine %" PRIu64, got->cpu.guest_ns,
+              got->cpu.engine_ns);
     cr_expect_eq(got->state_load_ns, want->state_load_ns);
     cr_expect_eq(got->resume_ns, want->resume_ns);
     cr_expect_eq(got->running_at_us, want->running_at_us);
@@ -129,6 +136,10 @@ Test(measurement_destination, a_hostile_half_is_refused)
         {"\"resume_ns\":3", "\"resume_ns\":[3]", "resume_ns is no whole number"},
         {"\"resume_ns\":3", "\"resume_NS\":3", "resume_ns is missing"},
         {"\"host\":{", "\"hose\":{", "host is no object"},
+        {"\"cpu\":{", "\"cpu\":[],\"x\":{", "cpu is no object"},
+        {"\"lanes_ns\":13", "\"lanes_ns\":-1", "lanes_ns is no whole number"},
+        {"\"lanes_ns\":13", "\"lanes_ns\":null", "lanes_ns is null"},
+        {"\"engine_ns\"", "\"engines_ns\"", "engine_ns is missing"},
         {"\"mtu_bytes\":9000", "\"mtu_bytes\":4294967296", "mtu_bytes is no whole number"},
         {"\"mtu_bytes\":9000", "\"mtu_bytes\":2147483648", "mtu_bytes is no whole number"},
         {"\"link_mbit_per_s\":100000", "\"link_mbit_per_s\":-2", "link_mbit_per_s is no whole"},
@@ -168,6 +179,34 @@ Test(measurement_destination, a_hostile_half_is_refused)
         expect_refused(text, strlen(text), cases[i].want);
     }
     free(valid);
+}
+
+Test(measurement_destination, a_half_of_an_older_peer_lacks_the_roles_and_is_taken)
+{
+    struct destination_measurement d = known_half(), got = {0};
+    struct error err = {0};
+    char *text = destination_measurement_encode(&d), older[2048];
+    char *at = strstr(text, "\"cpu\":{"), *end = strchr(at, '}');
+
+    snprintf(older, sizeof(older), "%.*s%s", (int)(at - text), text, end + 2);
+    cr_assert_eq(destination_measurement_decode(older, strlen(older), &got, &err), 0, "%s: %s",
+                 err.text, older);
+    d.cpu = (struct cpu_measurement){0};
+    expect_same_half(&d, &got);
+    free(text);
+}
+
+Test(measurement_destination, a_guest_whose_cpu_time_nobody_knows_stays_unknown)
+{
+    struct destination_measurement d = known_half(), got = {0};
+    struct error err = {0};
+
+    d.cpu.guest_ns = MEASUREMENT_UNKNOWN;
+    char *text = destination_measurement_encode(&d);
+    cr_assert_eq(destination_measurement_decode(text, strlen(text), &got, &err), 0, "%s: %s",
+                 err.text, text);
+    expect_same_half(&d, &got);
+    free(text);
 }
 
 /* The largest device there can be has room in a REPORT. */

@@ -18,7 +18,12 @@ Test(measurement_table, the_table_shows_every_round_and_every_part)
         "\n    18         118",
         "\npaused         119",
         "total time      1234.568 ms\n",
+        "predicted       1200.000 ms in total (1100.0 to 1300.0, before it began), measured "
+        "1234.6\n",
+        "predicted         22.000 ms of downtime (20.0 to 31.0), measured 23.5\n",
         "set-up            45.679 ms\n",
+        "  source           0.100 s engine, 0.300 s lanes, 0.100 s other, 0.500 s guest\n",
+        "  destination      0.110 s engine, 0.310 s lanes, 0.080 s other, 0.200 s guest\n",
         "downtime          23.457 ms (limit 300.0, predicted 25.0, forced)\n",
         "  pause            1.000 ms  #\n",
         "  final copy      12.000 ms  ###############\n",
@@ -56,7 +61,26 @@ Test(measurement_table, the_table_of_a_failure_says_so_and_claims_no_downtime)
     cr_expect_not(strstr(text, "downtime"), "%s", text);
     cr_expect_not(strstr(text, "guest gap"), "%s", text);
     cr_expect_not(strstr(text, "on the wire"), "%s", text);
+    cr_expect_not(strstr(text, "predicted"), "%s", text);
+    cr_expect_not(strstr(text, "engine"), "%s", text);
     cr_expect_not(strstr(text, "nan"), "%s", text);
     cr_expect_not(strstr(text, "RDMA"), "%s", text);
     free(text);
+}
+
+Test(measurement_table, a_prediction_without_an_end_says_so)
+{
+    struct measurement m = full_measurement();
+
+    m.prediction.basis = PREDICTION_FIRST_ROUND;
+    m.prediction.is.converges = false;
+    m.source_cpu.guest_ns = MEASUREMENT_UNKNOWN;
+    char *text = measurement_to_table(&m, 0);
+    cr_expect(strstr(text, "predicted     that it does not converge (after the first round); "
+                           "measured 1234.6 ms\n"),
+              "%s", text);
+    cr_expect(strstr(text, "0.300 s lanes, 0.100 s other\n"), "%s", text);
+    cr_expect_not(strstr(text, "of downtime ("), "%s", text);
+    free(text);
+    measurement_free(&m);
 }

@@ -9,4 +9,8 @@
  * -errno without a text. */
 int thread_start(pthread_t *thread, void *(*main)(void *), void *argument);
 
+/* Names the calling thread for whoever looks at /proc: `role`, and `number` unless that is -1. At
+ * most 15 characters are kept. Reports tell CPU time by these names. */
+void thread_set_name(const char *role, int number);
+
 #endif

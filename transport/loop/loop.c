@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "transport/outbox.h"
+#include "transport/base/thread.h"
 
 enum loop_state { LOOP_CLOSED, LOOP_ACCEPTING, LOOP_CONNECTED };
 
@@ -117,6 +118,7 @@ static void *loop_lane_main(void *context)
     struct loop_link *link = lane->link;
     struct error err = {0};
 
+    thread_set_name("lane", (int)lane->index);
     while (loop_running(link)) {
         struct outbox_entry entry;
 

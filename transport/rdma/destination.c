@@ -1,6 +1,7 @@
 /* The destination's end of a lane: registers what the source asks for, decodes, pulls what it
  * publishes, and acknowledges fences. Memory that the source's card writes it never sees. */
 #include "transport/rdma/destination.h"
+#include "transport/base/thread.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -234,6 +235,7 @@ void *rdma_destination_main(void *context)
     struct destination *d = calloc(1, sizeof *d);
     struct error err = {0};
 
+    thread_set_name("lane", (int)lane->index);
     if (!d) {
         error_set(&err, ENOMEM, "lane %u: no memory to receive", lane->index);
     } else {

@@ -46,6 +46,7 @@ static void *registrar_main(void *context)
     struct registrar *r = context;
     struct registrar_job *job;
 
+    thread_set_name("lane-register", -1);
     while ((job = next_job(r)))
         job->run(job);
     return NULL;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "transport/base/clock.h"
+#include "transport/base/thread.h"
 
 enum {
     FLIGHTS = OUTBOX_ENTRIES,
@@ -477,6 +478,7 @@ void *rdma_source_main(void *context)
     struct source *s = calloc(1, sizeof *s);
     struct error err = {0};
 
+    thread_set_name("lane", (int)lane->index);
     if (!s) {
         error_set(&err, ENOMEM, "lane %u: no memory to send", lane->index);
     } else {

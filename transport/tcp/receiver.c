@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "transport/tcp/lane.h"
+#include "transport/base/thread.h"
 
 struct tcp_receiver {
     struct tcp_lane *lane;
@@ -156,6 +157,7 @@ void *tcp_receiver_main(void *context)
     struct tcp_receiver *r = malloc(sizeof *r);
     struct error err = {0};
 
+    thread_set_name("lane", (int)lane->index);
     if (!r)
         error_set(&err, ENOMEM, "lane %u: no memory to receive", lane->index);
     else

@@ -10,6 +10,7 @@
 #include "transport/base/clock.h"
 #include "transport/tcp/lane.h"
 #include "transport/tcp/page_pipe.h"
+#include "transport/base/thread.h"
 
 enum { BY_REFERENCE_MIN = 16 << 10 };
 
@@ -308,6 +309,7 @@ void *tcp_sender_main(void *context)
     struct tcp_sender *s = calloc(1, sizeof *s);
     struct error err = {0};
 
+    thread_set_name("lane", (int)lane->index);
     if (!s) {
         error_set(&err, ENOMEM, "lane %u: no memory to send", lane->index);
     } else {

@@ -226,6 +226,7 @@ static void *vcpu_main(void *argument)
     struct lab_vcpu *v = argument;
     sigset_t kick;
 
+    thread_set_name("vcpu", (int)v->index);
     sigemptyset(&kick);
     sigaddset(&kick, KICK_SIGNAL);
     pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
@@ -348,6 +349,7 @@ static void *throttle_main(void *argument)
 {
     struct lab *lab = argument;
 
+    thread_set_name("throttle", -1);
     pthread_mutex_lock(&lab->lock);
     while (!lab->quit && lab->throttle > 0) {
         uint64_t start = clock_now(), end = start + THROTTLE_PERIOD_MS * NS_PER_MS;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "transport/base/clock.h"
+#include "transport/base/thread.h"
 
 /* Guest RAM is read by the engine while it is written: a race by design, which re-arming before
  * reading makes good. */
@@ -312,6 +313,7 @@ void *vcpu_run(void *argument)
     struct vcpu *v = argument;
     struct synthetic *s = v->guest;
 
+    thread_set_name("vcpu", (int)v->number);
     for (;;) {
         if (atomic_load_explicit(&s->attention, memory_order_relaxed) && !attend(v))
             return NULL;
