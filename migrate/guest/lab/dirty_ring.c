@@ -20,6 +20,7 @@
 #include "migrate/guest/lab/vm.h"
 #include "transport/base/clock.h"
 #include "transport/base/log.h"
+#include "transport/base/thread.h"
 
 enum { REAPER_PERIOD_MS = 2 };
 
@@ -169,6 +170,7 @@ static void *reaper_main(void *argument)
     struct error err = {0};
     bool quit = false;
 
+    thread_set_name("tracker", -1);
     while (!quit) {
         clock_sleep_until(clock_now() + REAPER_PERIOD_MS * NS_PER_MS);
         pthread_mutex_lock(&lab->tracker_lock);
