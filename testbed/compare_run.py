@@ -278,8 +278,8 @@ class Run:
             if cell.hopeless():
                 self.warn(f"{cell.scenario}/{cell.key}: every one of {len(cell.tried)} moves failed")
             elif not cell.left_out and not cell.known(self.options.confidence):
-                self.warn(f"{cell.scenario}/{cell.key}: after {len(cell.tried)} repeats the 95 % interval of the median "
-                          f"total time is still wider than ±{self.options.confidence:.0%}")
+                self.warn(f"{cell.scenario}/{cell.key}: after {len(cell.tried)} repeats the 95 % interval of the "
+                          f"median total time is still wider than ±{self.options.confidence:.0%}")
 
     # --- one move
 
@@ -289,8 +289,8 @@ class Run:
             if not able and wish == "kvm":
                 raise Failure("a scenario asks for accel = \"kvm\", and /dev/kvm cannot be used on both hosts")
             if not able and not wish:
-                self.warn("/dev/kvm cannot be used on both hosts: guests are synthetic, the same workload as threads of "
-                          "a process")
+                self.warn("/dev/kvm cannot be used on both hosts: guests are synthetic, the same workload as "
+                          "threads of a process")
             self.accel[wish] = wish or ("kvm" if able else "synthetic")
         return self.accel[wish]
 

@@ -73,7 +73,7 @@ def tries(measure, left=3):
 
 
 def measure(source, destination, with_rdma, streams, warn):
-    """The limits, from source to destination: [{tool, direction, bytes_per_s, note}]. `warn` is told what is missing."""
+    """The limits from source to destination: [{tool, direction, bytes_per_s, note}]. `warn` hears what is missing."""
     tools = {"iperf3": lambda: best_tcp(source, destination, streams)}
     for name, words in RDMA_TOOLS.items() if with_rdma else ():
         tools[name] = lambda words=words: tries(lambda: rdma(source, destination, words))

@@ -3,8 +3,8 @@
 import re
 import shlex
 
-# Interface of the address $1; its counters; those of the RDMA devices on it; the kernel's TCP. What is not there is left
-# out, whether it is a tool or a file.
+# Interface of the address $1; its counters; those of the RDMA devices on it; the kernel's TCP. What is not there, tool
+# or file, is left out.
 LOOK = r"""
 interface=$(ip -o address show to "$1" 2>/dev/null | awk '{print $2; exit}')
 echo "= interface $interface"; [ -z "$interface" ] || ethtool -S "$interface" 2>/dev/null
@@ -29,15 +29,18 @@ WORDS = (
     (r"(rx|tx)_(prio\d+_|global_)?pause(_ctrl(_phy)?)?|(rx|tx)_pfc_ena_frames\w*|(rx|tx)_xo(ff|n)\w*",
      "PFC or link pauses"),
     (r"(rx|tx)_(prio\d+_|global_)?pause_(duration|transition)", "time under PFC or link pauses"),
-    (r"rx_prio\d+_buf_discard\w*|rx_discards_phy|rx_buffer_\w*discard\w*|rx_out_of_buffer", "packets dropped for want of buffers"),
+    (r"rx_prio\d+_buf_discard\w*|rx_discards_phy|rx_buffer_\w*discard\w*|rx_out_of_buffer",
+     "packets dropped for want of buffers"),
     (r"np_ecn_marked_roce_packets|rx_ecn_mark\w*|rx_ecn_marked_pkts", "RoCE packets with an ECN mark"),
     (r"np_cnp_sent|tx_cnp_pkts|cnpSent", "congestion notifications sent"),
     (r"rp_cnp_handled|rp_cnp_ignored|rx_cnp_pkts|cnpHandled|cnpIgnored", "congestion notifications received"),
-    (r"out_of_sequence|out_of_order|oos_drop_count|rx_icrc_\w+|rcvd_out_of_order_request", "RDMA packets out of sequence"),
-    (r"packet_seq_err|implied_nak_seq_err|seq_err_nak_rcvd|rcvd_seq_err|retry_rnr_exceeded_err|rcvd_rnr_err|rnr_nak_retry_err|"
-     r"send_rnr_err|rnr_naks_rcvd", "RDMA refusals (NAK) of the peer"),
+    (r"out_of_sequence|out_of_order|oos_drop_count|rx_icrc_\w+|rcvd_out_of_order_request",
+     "RDMA packets out of sequence"),
+    (r"packet_seq_err|implied_nak_seq_err|seq_err_nak_rcvd|rcvd_seq_err|retry_rnr_exceeded_err|rcvd_rnr_err|"
+     r"rnr_nak_retry_err|send_rnr_err|rnr_naks_rcvd", "RDMA refusals (NAK) of the peer"),
     (r"local_ack_timeout_err|roce_adp_retrans\w*|roce_slow_restart\w*|to_retransmits|completer_retry_err|"
-     r"RetransSegs|retransSegs|sent_again|max_retry_exceeded|retry_exceeded_err|duplicate_request", "RDMA packets sent again, or time-outs that lead to it"),
+     r"retransSegs|max_retry_exceeded|retry_exceeded_err|duplicate_request",
+     "RDMA packets sent again, or time-outs that lead to it"),
     (r"\w*(drop|discard|miss)\w*", "packets dropped"),
     (r"\w*(crc|symbol|error|err)\w*", "errors"),
 )

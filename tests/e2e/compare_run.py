@@ -92,8 +92,8 @@ class FakeEnd:
 
 @contextlib.contextmanager
 def without_hosts(totals, dies_at=()):
-    """Moves cost nothing and take what `totals(point, contender, how many before)` says; hosts die at the moves of those
-    numbers. Gives the moves made: (point's workload, options, source, repeat's order)."""
+    """Moves cost nothing and take what `totals(workload, option, how many there are)` says; hosts die at the moves of
+    those numbers. Gives the moves made: (workload, option, source, whether it counts)."""
     state, moves, counts = {"alive": True}, [], {}
 
     @contextlib.contextmanager
@@ -127,12 +127,14 @@ def without_hosts(totals, dies_at=()):
 @contextlib.contextmanager
 def a_run(text=TINY, **more):
     """A Run of a scenario in a folder of its own."""
-    options = types.SimpleNamespace(**{"repeats": 5, "max_repeats": 8, "confidence": 0.10, "only": None, "hosts": ["x", "y"],
-                                       "predict": True, "limits": True, **more})
+    defaults = {"repeats": 5, "max_repeats": 8, "confidence": 0.10, "only": None, "hosts": ["x", "y"], "predict": True,
+                "limits": True}
+    options = types.SimpleNamespace(**{**defaults, **more})
     with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as nowhere:
         store = compare_store.Store(Path(out) / "out")
         scenarios = [scenario.parse(text, "tiny.toml")]
-        store.begin({"scenarios": scenarios, "boots": [], "warnings": [], "errors": [], "counter_words": {}, "ends": []})
+        lists = {name: [] for name in ("boots", "warnings", "errors", "ends")}
+        store.begin({"scenarios": scenarios, "counter_words": {}, **lists})
         run = compare_run.Run(options, scenarios, store)
         run.progress.out, run.progress.terminal = nowhere, False
         yield run
@@ -162,7 +164,7 @@ def growth(context):
         run.run()
         made = {cell.key: len(cell.tried) for cell in run.cells}
         wanted = {"0/one": 5, "0/two": 5, "500/one": 5, "500/two": 8}
-        expect(made == wanted, f"expected repeats to grow where the interval is wide, to the limit: {wanted}; got {made}")
+        expect(made == wanted, f"expected repeats to grow where the interval is wide: {wanted}; got {made}")
         warnings = run.store.document["warnings"]
         expect(len(warnings) == 1 and "500/two" in warnings[0] and "8 repeats" in warnings[0],
                f"expected a warning about what is not known well; got {warnings}")
@@ -190,7 +192,7 @@ def lost_hosts(context):
         expect(any("lost" in warning for warning in run.store.document["warnings"]), "expected a warning about that")
         files = [move for cell in run.cells for move in run.store.moves(cell).values()]
         expect(sum(not move["warm_up"] for move in files) == 20, "expected every move to be made in the end")
-        expect(not any(move["failed"] for move in files), "expected a move that the hosts' death ended to be no failure")
+        expect(not any(move["failed"] for move in files), "expected a move that the hosts' death ended not to count")
         expect([move[3] for move in moves[6:8]] == [False, False], "expected a warm-up after the new boot")
     with without_hosts(lambda *_: 1.0, dies_at=range(1, 100)), a_run() as run:
         try:
@@ -223,20 +225,20 @@ def shaping(context):
 
 
 def counters(context):
-    before = nic_counters.parse("= interface eth0\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 2\n= rdma r0\n"
-                                "out_of_sequence:3\n= tcp\nTcp: RetransSegs InSegs\nTcp: 7 9\n")
-    after = nic_counters.parse("= interface eth0\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 6\n= rdma r0\n"
-                               "out_of_sequence:3\nnp_cnp_sent:1\n= tcp\nTcp: RetransSegs InSegs\nTcp: 8 10\n")
+    before = nic_counters.parse("= interface eth0\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 2\n"
+                                "= rdma r0\nout_of_sequence:3\n= tcp\nTcp: RetransSegs InSegs\nTcp: 7 9\n")
+    after = nic_counters.parse("= interface eth0\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 6\n"
+                               "= rdma r0\nout_of_sequence:3\nnp_cnp_sent:1\n= tcp\nTcp: RetransSegs InSegs\nTcp: 8 10\n")
     changed = nic_counters.changed(before, after)
     wanted = {"interface": {"tx_prio3_pause": 4}, "rdma": {"np_cnp_sent": 1}, "tcp": {"RetransSegs": 1}}
     expect(changed == wanted, f"expected what changed, {wanted}; got {changed}")
     for name, words in (("tx_prio3_pause", "pauses"), ("rx_pause_ctrl_phy", "pauses"), ("out_of_sequence", "sequence"),
-                        ("np_ecn_marked_roce_packets", "ECN"), ("RetransSegs", "again"), ("local_ack_timeout_err", "again"),
-                        ("rx_discards_phy", "dropped")):
+                        ("np_ecn_marked_roce_packets", "ECN"), ("RetransSegs", "again"),
+                        ("local_ack_timeout_err", "again"), ("rx_discards_phy", "dropped")):
         expect(words in (nic_counters.meaning(name) or ""), f"expected '{words}' in what {name} means; got "
                                                             f"{nic_counters.meaning(name)}")
     expect(nic_counters.meaning("rx_bytes") is None, "expected no words for a counter that says nothing of trouble")
-    expect(nic_counters.parse("") == {"interface": {}, "rdma": {}, "tcp": {}}, "expected nothing of a host that says none")
+    expect(nic_counters.parse("") == {"interface": {}, "rdma": {}, "tcp": {}}, "expected nothing of silence")
 
 
 # --- the program, with both ends on this machine
@@ -292,8 +294,8 @@ def interrupted(context):
         torn = max(path for path in before if path.stem != "W1")
         torn.write_text("{")
         done = run_to_end([*argv, "--resume", "--no-limits"])
-        expect(done.returncode == 0, f"expected the resumed comparison to end well; got {done.returncode}:\n{done.stdout}"
-                                     f"{done.stderr}")
+        expect(done.returncode == 0, f"expected the resumed comparison to end well; got {done.returncode}:\n"
+                                     f"{done.stdout}{done.stderr}")
         for path, content in before.items():
             expect(path == torn or path.read_bytes() == content, f"expected {path} to stay as it was")
         complete(folder)
@@ -305,12 +307,12 @@ def refuses(folder):
     expect(again.returncode == 1 and "--resume" in again.stderr, f"expected a used folder to be refused; got {again}")
     other = run_to_end([*compare(folder, TINY.replace("24M", "25M")), "--resume"])
     compare(folder, TINY)
-    expect(other.returncode == 1 and "has changed" in other.stderr, f"expected another scenario to be refused; got {other}")
+    expect(other.returncode == 1 and "has changed" in other.stderr, f"expected it to be refused; got {other}")
     build = Path(folder) / "wander"
     build.write_text(f"#!/bin/sh\nexec '{PROGRAM}' \"$@\"\n")
     build.chmod(0o755)
     other = run_to_end([*compare(folder, TINY), "--resume", "--program", str(build)])
-    expect(other.returncode == 1 and "another build" in other.stderr, f"expected another build to be refused; got {other}")
+    expect(other.returncode == 1 and "another build" in other.stderr, f"expected it to be refused; got {other}")
 
 
 def complete(folder):
@@ -325,28 +327,29 @@ def complete(folder):
     expect(len({move["order"] for move in moves}) == len(moves), "expected every move to have a number of its own")
     for move in counted:
         where = f"{move['point']}/{move['contender']}/{move['repeat']}"
-        expect(move["failed"] is None and move["report"]["result"] == "completed", f"expected {where} to go well; got {move}")
-        expect(move["wall_s"] * 1e3 >= move["report"]["total_ms"], f"expected the wall time of {where} to hold its total")
+        went_well = move["failed"] is None and move["report"]["result"] == "completed"
+        expect(went_well, f"expected {where} to go well; got {move}")
+        expect(move["wall_s"] * 1e3 >= move["report"]["total_ms"], f"expected the wall time of {where} to be longer")
         expect(move["source"] != move["destination"], f"expected {where} to go from one end to the other")
         rates = move["work"]["before_pages_per_s"], move["work"]["after_pages_per_s"]
         idle = move["point"] == "0"
         expect(rates == (None, None) if idle else all(rate > 0 for rate in rates),
                f"expected {'no' if idle else 'a'} rate of work before and after {where}; got {rates}")
-        expect(bool(move["prediction"]) != bool(move["prediction_error"]), f"expected a prediction of {where}, or why none")
+        expect(bool(move["prediction"]) != bool(move["prediction_error"]), f"expected {where} foretold, or why not")
 
 
 def going_on(context):
     with tempfile.TemporaryDirectory() as folder:
         done = run_to_end(compare(folder, FAILING, "--no-predict", "--no-limits", name="failing"))
-        expect(done.returncode == 0, f"expected the comparison to go on; got {done.returncode}:\n{done.stdout}{done.stderr}")
+        expect(done.returncode == 0, f"expected it to go on; got {done.returncode}:\n{done.stdout}{done.stderr}")
         about = document(folder)
         failed = [error for error in about["errors"] if error["contender"] == "cut"]
-        expect(len(failed) == len(about["errors"]) == 3, f"expected the failures of one contender; got {about['errors']}")
+        expect(len(failed) == len(about["errors"]) == 3, f"expected those of one contender; got {failed}")
         expect("cut" in failed[0]["text"], f"expected what was tried in the error; got {failed[0]}")
         made = {path.parent.name: json.loads(path.read_text()) for path in files_of(folder) if path.stem == "01"}
         expect(set(made) == {"cut", "whole"}, f"expected no move over what is not there; got {sorted(made)}")
         expect(made["cut"]["failed"] and made["cut"]["report"]["result"] == "failed", f"got {made['cut']['failed']}")
-        expect(made["whole"]["failed"] is None, f"expected the other contender to go well; got {made['whole']['failed']}")
+        expect(made["whole"]["failed"] is None, f"expected the other to go well; got {made['whole']['failed']}")
         expect(any("left out" in text and "card" in text for text in about["warnings"]),
                f"expected a warning about what is not available; got {about['warnings']}")
 
@@ -354,12 +357,14 @@ def going_on(context):
 def usage(context):
     for arguments, wanted in ((["quick", "--hosts", "one"], "two hosts"), (["quick", "--hosts=-x,b"], "two hosts"),
                               (["quick", "--repeats", "0"], "number of 1"), (["quick", "--confidence", "0"], "share"),
-                              (["quick", "--resume"], "--out"), (["quick", "--hosts", "local", "--state", "x"], "virtual"),
+                              (["quick", "--resume"], "--out"),
+                              (["quick", "--hosts", "local", "--state", "x"], "virtual"),
                               (["no-such", "--out", "/nonexistent/x"], "no such scenario"),
                               (["quick", "--program", "/nonexistent"], "/nonexistent")):
         done = run_to_end([str(ROOT / "testbed" / "compare"), *arguments])
-        expect(done.returncode in (1, 2) and wanted in done.stderr, f"expected {arguments} to be refused with '{wanted}'; "
-                                                                    f"got {done.returncode}: {done.stderr[-300:]}")
+        expect(done.returncode in (1, 2) and wanted in done.stderr,
+               f"expected {arguments} to be refused, "
+               f"because '{wanted}'; got {done.returncode}: {done.stderr[-300:]}")
 
 
 run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "only": only,

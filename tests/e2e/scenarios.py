@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""Scenario files: every one in the tree is valid and expands to points with names of their own; of a bad one, one message
-names the file and the key."""
+"""Scenario files: every one in the tree is valid and expands to points with names of their own; of a bad one, one
+message names the file and the key."""
 
 from cases import run_cases
 from hosts import ROOT, Failure, expect
@@ -35,7 +35,8 @@ BAD = (
     ("a name that leaves the folder", '[[point]]\nid = "../a"', "point[0].id: expected a name"),
     ("a contender without a transport", '[[contender]]\nname = "a"', "contender[0].transport: it is missing"),
     ("an unknown transport", '[[contender]]\nname = "a"\ntransport = "udp"', "contender[0].transport: expected tcp or"),
-    ("a contender twice", '[[contender]]\nname = "a"\ntransport = "tcp"\n' * 2, "contender[1].name: 'a' is there twice"),
+    ("a contender twice", '[[contender]]\nname = "a"\ntransport = "tcp"\n' * 2,
+     "contender[1].name: 'a' is there twice"),
     ("a figure that nobody knows", 'plots = ["beauty"]', "plots[0]: expected total_s"),
     ("a published figure without a source", '[[published]]\nwhat = "w"\nfigure = "f"\nknown = "read"',
      "published[0].source: it is missing"),
