@@ -12,7 +12,7 @@
 /* So much later than the one before is each point beyond the last window. */
 static const double extra_step = 1.5;
 
-enum { SIGNIFICANT = 2 /* standard deviations */, ENOUGH_PAGES = 32 };
+enum { CHANCE_PAGES = 6, CHANCE_PERCENT = 2, ENOUGH_PAGES = 32 };
 
 static double smaller(double a, double b)
 {
@@ -68,18 +68,22 @@ struct tail {
     double step_ns, growth, ratio; /* 0..1 */
 };
 
-/* A curve counts as straight as long as what is missing could be chance. */
+/* Pages that would have been new on a straight curve were written before: that takes some of them
+ * not to be chance, and some percent not to be the guest's pace. */
+static bool is_bent(double earlier, double later)
+{
+    return earlier - later > CHANCE_PAGES && later < earlier * (1 - CHANCE_PERCENT / 100.0);
+}
+
 static struct tail find_tail(const struct dirty_profile *p)
 {
     double end_ns = last_ns(p), step_ns = end_ns / 3;
     double first = total_pages(p, step_ns), middle = total_pages(p, 2 * step_ns);
     double earlier = middle - first, later = total_pages(p, end_ns) - middle;
-    struct tail tail = {.step_ns = step_ns, .growth = later, .ratio = 1};
-    double deviation = SIGNIFICANT * sqrt(1 / larger(earlier, 1) + 1 / larger(later, 1));
 
-    if (earlier >= 1 && later / earlier < 1 - deviation)
-        tail.ratio = later / earlier;
-    return tail;
+    return (struct tail){.step_ns = step_ns,
+                         .growth = later,
+                         .ratio = is_bent(earlier, later) ? later / earlier : 1};
 }
 
 /* Pages that come in `ns` after the last window: the sum of a geometric row. */
@@ -175,6 +179,22 @@ static void add_point(struct dirty_curve *c, double ns, const double pages[PROFI
     c->ns[c->points++] = ns;
 }
 
+/* Where pages become more and chunks do not, all new pages lie in chunks that have some already;
+ * where both grow by as much, each has a chunk of its own, or the guest goes from chunk to chunk.
+ */
+static double find_along(const struct dirty_profile *p, unsigned window)
+{
+    const struct dirty_window *end = &p->windows[window], *begin = end - 1;
+    double pages = total_pages(p, (double)end->ns);
+    double new_pages = window ? pages - total_pages(p, (double)begin->ns) : pages;
+    double chunks = (double)end->chunks;
+    double new_chunks = window ? chunks - (double)begin->chunks : chunks;
+
+    if (!(chunks > 0))
+        return 0;
+    return larger(1 - new_chunks / chunks / larger(new_pages / larger(pages, 1), 1e-6), 0);
+}
+
 void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *out)
 {
     double pages[PROFILE_BANDS];
@@ -186,6 +206,7 @@ void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *o
     for (unsigned i = 0; i < profile->window_count; i++) {
         for (unsigned band = 0; band < PROFILE_BANDS; band++)
             pages[band] = (double)profile->windows[i].pages[band];
+        out->along[i] = find_along(profile, i);
         add_point(out, (double)profile->windows[i].ns, pages);
     }
     if (out->points == 0)
@@ -195,6 +216,7 @@ void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *o
     for (unsigned i = 0; i < CURVE_EXTRA_POINTS; i++) {
         ns *= extra_step;
         extrapolate(profile, &tail, ns, pages);
+        out->along[out->points] = out->along[profile->window_count - 1];
         add_point(out, ns, pages);
     }
 }
@@ -205,7 +227,8 @@ void dirty_curve_make_steady(double pages_per_s, struct dirty_curve *out)
     out->pages[0][0] = pages_per_s * 0x1p62 / (double)NS_PER_S;
 }
 
-double dirty_curve_pages(const struct dirty_curve *c, unsigned group, double ns)
+/* The first point at or after `ns`; `points` when there is none. */
+static unsigned find_point(const struct dirty_curve *c, double ns)
 {
     unsigned low = 0, high = c->points;
 
@@ -216,8 +239,40 @@ double dirty_curve_pages(const struct dirty_curve *c, unsigned group, double ns)
         else
             high = middle;
     }
+    return low;
+}
+
+double dirty_curve_pages(const struct dirty_curve *c, unsigned group, double ns)
+{
+    unsigned at = find_point(c, ns);
+
+    if (at == c->points)
+        return at ? c->pages[at - 1][group] : 0;
+    double before_ns = at ? c->ns[at - 1] : 0, before = at ? c->pages[at - 1][group] : 0;
+    return before + (c->pages[at][group] - before) * (ns - before_ns) / (c->ns[at] - before_ns);
+}
+
+double dirty_curve_along(const struct dirty_curve *c, double ns)
+{
+    unsigned at = find_point(c, ns);
+
+    return c->points == 0 ? 0 : c->along[at < c->points ? at : at - 1];
+}
+
+double dirty_curve_ns(const struct dirty_curve *c, unsigned group, double pages)
+{
+    unsigned low = 0, high = c->points;
+
+    while (low < high) {
+        unsigned middle = (low + high) / 2;
+        if (c->pages[middle][group] < pages)
+            low = middle + 1;
+        else
+            high = middle;
+    }
     if (low == c->points)
-        return low ? c->pages[low - 1][group] : 0;
+        return low ? c->ns[low - 1] : 0;
     double before_ns = low ? c->ns[low - 1] : 0, before = low ? c->pages[low - 1][group] : 0;
-    return before + (c->pages[low][group] - before) * (ns - before_ns) / (c->ns[low] - before_ns);
+    double rise = c->pages[low][group] - before;
+    return rise > 0 ? before_ns + (c->ns[low] - before_ns) * (pages - before) / rise : before_ns;
 }

@@ -17,6 +17,9 @@ struct dirty_curve {
     double ns[CURVE_POINTS]; /* growing */
     double pages[CURVE_POINTS][CURVE_GROUPS];
     double present[CURVE_GROUPS];
+    /* how much of what is written around that time comes along when the chunks are taken in which
+     * something had been found: 0..1 */
+    double along[CURVE_POINTS];
 };
 
 void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *out);
@@ -24,5 +27,8 @@ void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *o
 void dirty_curve_make_steady(double pages_per_s, struct dirty_curve *out);
 /* Distinct pages of a group that get dirty in `ns`. */
 double dirty_curve_pages(const struct dirty_curve *c, unsigned group, double ns);
+double dirty_curve_along(const struct dirty_curve *c, double ns);
+/* The shortest time in which so many get dirty; the longest known where they never do. */
+double dirty_curve_ns(const struct dirty_curve *c, unsigned group, double pages);
 
 #endif

@@ -17,6 +17,8 @@
 #include "transport/base/clock.h"
 
 enum {
+    COUNTS = PROFILE_BANDS + 1, /* of pages by band, and behind them of chunks: */
+    CHUNKS = PROFILE_BANDS,
     INTERVALS = 8,
     LOOKS = PROFILE_WINDOWS - INTERVALS, /* in each interval, at most */
     LOOK_COST = 4,       /* a window is looked at if it is that many times as long as a look */
@@ -41,14 +43,16 @@ struct sampler {
     unsigned region_count;
     struct extent_list present[GUEST_MAX_REGIONS];
     struct place band_end[PROFILE_BANDS];
-    uint8_t *newest[GUEST_MAX_REGIONS]; /* of each page: 1 + the newest interval it was found in;
-                                           mapped lazily */
+    /* of each page, and behind them of each chunk: 1 + the newest interval it was found in; mapped
+     * lazily */
+    uint8_t *newest[GUEST_MAX_REGIONS];
 
     uint64_t interval_ns;
     uint64_t rearmed_at[INTERVALS + 1];
-    uint64_t gaps[PROFILE_BANDS][INTERVALS]; /* of so many intervals, before a page was found */
-    uint64_t newest_count[PROFILE_BANDS][INTERVALS]; /* pages by where they were found last */
-    uint64_t look_pages[LOOKS][PROFILE_BANDS], look_ns[LOOKS], looks[LOOKS]; /* sums */
+    uint64_t gaps[COUNTS][INTERVALS];         /* of so many intervals, before a page was found */
+    uint64_t newest_count[COUNTS][INTERVALS]; /* pages by where they were found last */
+    uint64_t look_pages[LOOKS][COUNTS], look_ns[LOOKS], looks[LOOKS]; /* sums */
+    bool hands_out_more;               /* of a chunk, than was collected */
     uint64_t look_cost_ns, collect_ns; /* of the newest look; of all */
 };
 
@@ -72,9 +76,19 @@ static unsigned walk_to(struct walk *w, uint32_t region, uint64_t page)
 
 /* --- What is present, and its bands */
 
+static uint64_t region_pages(const struct sampler *s, unsigned region)
+{
+    return s->regions[region].size / GUEST_PAGE_SIZE;
+}
+
+static size_t newest_size(const struct sampler *s, unsigned region)
+{
+    return region_pages(s, region) + region_pages(s, region) / GUEST_CHUNK_PAGES + 1;
+}
+
 static int map_newest(struct sampler *s, unsigned region, struct error *err)
 {
-    void *map = mmap(NULL, s->regions[region].size / GUEST_PAGE_SIZE, PROT_READ | PROT_WRITE,
+    void *map = mmap(NULL, newest_size(s, region), PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (map == MAP_FAILED)
@@ -164,8 +178,9 @@ static void note_found(struct sampler *s, unsigned band, uint8_t *newest, unsign
 static void note_chunk(struct walk *w, struct sampler *s, uint32_t region, uint64_t chunk,
                        const uint64_t bits[TRACKER_WORDS_PER_CHUNK], unsigned interval)
 {
-    uint64_t pages = s->regions[region].size / GUEST_PAGE_SIZE;
+    uint64_t pages = region_pages(s, region);
 
+    note_found(s, CHUNKS, &s->newest[region][pages + chunk], interval);
     for (unsigned i = 0; i < TRACKER_WORDS_PER_CHUNK; i++) {
         for (uint64_t word = bits[i]; word; word &= word - 1) {
             uint64_t page = chunk * GUEST_CHUNK_PAGES + i * 64 + (unsigned)__builtin_ctzll(word);
@@ -238,8 +253,12 @@ static int look(struct sampler *s, unsigned interval, unsigned n, struct error *
 
     s->collect_ns += clock_now() - began;
     for (unsigned region = 0; !result && region < s->region_count; region++) {
-        for (uint64_t page = 0; ops->next(s->tracker, region, &page); page++)
+        uint64_t chunk = UINT64_MAX;
+        for (uint64_t page = 0; ops->next(s->tracker, region, &page); page++) {
             s->look_pages[n][walk_to(&walk, region, page)]++;
+            s->look_pages[n][CHUNKS] += page / GUEST_CHUNK_PAGES != chunk;
+            chunk = page / GUEST_CHUNK_PAGES;
+        }
     }
     s->look_cost_ns = clock_now() - began;
     s->look_ns[n] += seen_at - s->rearmed_at[interval];
@@ -268,7 +287,7 @@ static bool is_worth(const struct sampler *s, uint64_t window_ns, uint64_t deadl
 
 static int watch_interval(struct sampler *s, unsigned interval, struct error *err)
 {
-    uint64_t began = s->rearmed_at[interval], pages;
+    uint64_t began = s->rearmed_at[interval], found = 0, taken = 0;
     int result = 0;
 
     for (unsigned n = LOOKS; n-- > 0 && !result;) {
@@ -283,9 +302,10 @@ static int watch_interval(struct sampler *s, unsigned interval, struct error *er
         result = sleep_until(s, began + s->interval_ns, err);
     uint64_t ended = clock_now();
     if (!result)
-        result = s->tracker->ops->collect(s->tracker, &pages, err);
+        result = s->tracker->ops->collect(s->tracker, &found, err);
     if (!result)
-        result = take_all(s->guest, s->tracker, s, interval, &pages, err);
+        result = take_all(s->guest, s->tracker, s, interval, &taken, err);
+    s->hands_out_more = s->hands_out_more || taken > found;
     s->rearmed_at[interval + 1] = middle_of(ended);
     return result;
 }
@@ -293,7 +313,7 @@ static int watch_interval(struct sampler *s, unsigned interval, struct error *er
 /* --- The windows */
 
 /* Behind the last one, if it is longer; the curves never fall. */
-static void add_window(struct dirty_profile *p, uint64_t ns, const uint64_t pages[PROFILE_BANDS])
+static void add_window(struct dirty_profile *p, uint64_t ns, const uint64_t counts[COUNTS])
 {
     const struct dirty_window *last = p->window_count ? &p->windows[p->window_count - 1] : NULL;
     struct dirty_window *window = &p->windows[p->window_count];
@@ -303,48 +323,50 @@ static void add_window(struct dirty_profile *p, uint64_t ns, const uint64_t page
     window->ns = ns;
     for (unsigned band = 0; band < PROFILE_BANDS; band++) {
         uint64_t most = p->present[band], least = last ? last->pages[band] : 0;
-        uint64_t found = pages[band] > least ? pages[band] : least;
+        uint64_t found = counts[band] > least ? counts[band] : least;
         window->pages[band] = found < most ? found : most;
     }
+    window->chunks = last && last->chunks > counts[CHUNKS] ? last->chunks : counts[CHUNKS];
     p->window_count++;
 }
 
 static void add_looks(const struct sampler *s, unsigned n, struct dirty_profile *out)
 {
-    uint64_t pages[PROFILE_BANDS];
+    uint64_t counts[COUNTS];
 
     if (s->looks[n] == 0)
         return;
-    for (unsigned band = 0; band < PROFILE_BANDS; band++)
-        pages[band] = (s->look_pages[n][band] + s->looks[n] / 2) / s->looks[n];
-    add_window(out, s->look_ns[n] / s->looks[n], pages);
+    for (unsigned i = 0; i < COUNTS; i++)
+        counts[i] = (s->look_pages[n][i] + s->looks[n] / 2) / s->looks[n];
+    add_window(out, s->look_ns[n] / s->looks[n], counts);
 }
 
-/* In how many windows of `length` intervals the pages of a band were found, all together. */
-static uint64_t count_found(const struct sampler *s, unsigned band, unsigned length)
+/* In how many windows of `length` intervals the pages of a band, or the chunks, were found, all
+ * together. */
+static uint64_t count_found(const struct sampler *s, unsigned count, unsigned length)
 {
     uint64_t windows = INTERVALS - length + 1, pages = 0, missed = 0;
 
     for (unsigned i = 0; i < INTERVALS; i++) {
         unsigned behind = INTERVALS - 1 - i; /* a gap, too */
-        pages += s->newest_count[band][i];
+        pages += s->newest_count[count][i];
         if (i >= length)
-            missed += s->gaps[band][i] * (i - length + 1);
+            missed += s->gaps[count][i] * (i - length + 1);
         if (behind >= length)
-            missed += s->newest_count[band][i] * (behind - length + 1);
+            missed += s->newest_count[count][i] * (behind - length + 1);
     }
     return pages * windows - missed;
 }
 
 static void add_intervals(const struct sampler *s, unsigned length, struct dirty_profile *out)
 {
-    uint64_t pages[PROFILE_BANDS], windows = INTERVALS - length + 1, ns = 0;
+    uint64_t counts[COUNTS], windows = INTERVALS - length + 1, ns = 0;
 
     for (unsigned i = 0; i < windows; i++)
         ns += s->rearmed_at[i + length] - s->rearmed_at[i];
-    for (unsigned band = 0; band < PROFILE_BANDS; band++)
-        pages[band] = (count_found(s, band, length) + windows / 2) / windows;
-    add_window(out, ns / windows, pages);
+    for (unsigned i = 0; i < COUNTS; i++)
+        counts[i] = (count_found(s, i, length) + windows / 2) / windows;
+    add_window(out, ns / windows, counts);
 }
 
 static void say_profile(const struct sampler *s, struct dirty_profile *out)
@@ -357,6 +379,8 @@ static void say_profile(const struct sampler *s, struct dirty_profile *out)
     }
     for (unsigned length = 1; length <= INTERVALS; length++)
         add_intervals(s, length, out);
+    for (unsigned i = 0; i < out->window_count && !s->hands_out_more; i++)
+        out->windows[i].chunks = 0;
     out->collect_ns = looks ? s->collect_ns / looks : 0;
 }
 
@@ -385,7 +409,7 @@ static void end(struct sampler *s)
     for (unsigned i = 0; i < s->region_count; i++) {
         extent_list_free(&s->present[i]);
         if (s->newest[i])
-            munmap(s->newest[i], s->regions[i].size / GUEST_PAGE_SIZE);
+            munmap(s->newest[i], newest_size(s, i));
     }
     free(s);
 }

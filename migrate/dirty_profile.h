@@ -3,7 +3,7 @@
  * Place matters because a round re-arms tracking chunk by chunk, just before it sends: what is sent
  * first has the whole round to become dirty again, what is sent last has none of it. So the present
  * pages, in the order in which a round sends them (by region, then by offset), are cut into bands
- * of equal size, and each has a curve of its own. Pages touched later count for the last band. */
+ * of equal size, and each has a curve of its own. Pages touched later count where they lie. */
 #ifndef MIGRATE_DIRTY_PROFILE_H
 #define MIGRATE_DIRTY_PROFILE_H
 
@@ -19,6 +19,9 @@ enum { PROFILE_BANDS = 64, PROFILE_WINDOWS = 24 };
 struct dirty_window {
     uint64_t ns;
     uint64_t pages[PROFILE_BANDS];
+    /* in which they lie, all bands together, of a tracker that hands out a chunk with all that has
+     * been written in it since the collect; 0 of one that does not */
+    uint64_t chunks;
 };
 
 struct dirty_profile {

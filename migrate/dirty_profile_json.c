@@ -40,11 +40,13 @@ static bool add_present(cJSON *json, const struct dirty_profile *p)
 
 static bool add_windows(cJSON *json, const struct dirty_profile *p)
 {
-    cJSON *array = cJSON_AddArrayToObject(json, "windows_ns");
-    bool complete = array;
+    cJSON *ns = cJSON_AddArrayToObject(json, "windows_ns");
+    cJSON *chunks = cJSON_AddArrayToObject(json, "dirty_chunks");
+    bool complete = ns && chunks;
 
     for (unsigned i = 0; i < p->window_count; i++)
-        complete = complete && add_number(array, p->windows[i].ns);
+        complete = complete && add_number(ns, p->windows[i].ns) &&
+                   add_number(chunks, p->windows[i].chunks);
     return complete;
 }
 
@@ -151,6 +153,29 @@ static int read_windows(const cJSON *json, struct dirty_profile *out, struct err
     return 0;
 }
 
+static int read_chunks(const cJSON *json, struct dirty_profile *out, struct error *err)
+{
+    const cJSON *array = cJSON_GetObjectItemCaseSensitive(json, "dirty_chunks"), *item;
+    int count = (int)out->window_count;
+    int result = check_array(array, "dirty_chunks", count, count, err);
+    uint64_t before = 0;
+    unsigned i = 0;
+
+    if (result)
+        return result;
+    cJSON_ArrayForEach(item, array)
+    {
+        uint64_t *chunks = &out->windows[i++].chunks;
+        result = read_number(item, "dirty_chunks", (double)most_pages, chunks, err);
+        if (!result && *chunks < before)
+            result = error_set(err, EPROTO, "dirty_chunks fall");
+        if (result)
+            return result;
+        before = *chunks;
+    }
+    return 0;
+}
+
 /* A band's number as a key: 0 to 63, as it is printed. */
 static int read_band(const char *key, unsigned *band, struct error *err)
 {
@@ -217,5 +242,7 @@ int dirty_profile_from_json(const cJSON *json, struct dirty_profile *out, struct
         result = read_present(json, out, err);
     if (!result)
         result = read_windows(json, out, err);
+    if (!result && cJSON_GetObjectItemCaseSensitive(json, "dirty_chunks"))
+        result = read_chunks(json, out, err);
     return result ? result : read_curves(json, out, err);
 }

@@ -29,8 +29,7 @@ struct run {
     const struct run_setting *setting;
     struct policy_round rounds[RUN_HISTORY];
     struct policy_input input;
-    double found[CURVE_GROUPS];  /* dirty at the newest collect */
-    double before[CURVE_GROUPS]; /* in which window they became so */
+    double found[CURVE_GROUPS]; /* dirty at the newest collect */
     double elapsed_ns, bytes;
     unsigned round_count, throttle, steady_rounds;
 };
@@ -101,36 +100,65 @@ static void first_round(struct run *r)
     if (s->path->zero_bandwidth)
         ns += s->zero_pages * GUEST_PAGE_SIZE * (double)NS_PER_S / (double)s->path->zero_bandwidth;
     for (unsigned g = 0; g < CURVE_GROUPS; g++) {
-        r->before[g] = setup_ns * s->speed + work_ns(r, ns);
-        r->found[g] = dirty_curve_pages(s->curve, g, r->before[g]);
+        double written_ns = setup_ns * s->speed + work_ns(r, ns);
+        r->found[g] = dirty_curve_pages(s->curve, g, written_ns);
     }
     r->elapsed_ns = setup_ns;
     note_round(r, s->present_pages, sent, ns, setup_ns + ns);
 }
 
-static double dirty_again(const struct dirty_curve *c, unsigned g, double before, double waiting,
-                          double after)
-{
-    double again = dirty_curve_pages(c, g, after);
-    double other =
-        dirty_curve_pages(c, g, before + waiting + after) - dirty_curve_pages(c, g, before + after);
+/* What a group's turn does. */
+struct turn {
+    double waiting, after; /* windows */
+    double along;          /* of what is written while it waits, how much is sent with the rest */
+};
 
-    return again + larger(other, 0);
+/* Pages that were not found and are written by the time the group's turn comes. */
+static double written_meanwhile(const struct dirty_curve *c, unsigned g, double before,
+                                double waiting)
+{
+    return larger(dirty_curve_pages(c, g, before + waiting) - dirty_curve_pages(c, g, before), 0);
+}
+
+static double dirty_again(const struct dirty_curve *c, unsigned g, double before,
+                          const struct turn *turn)
+{
+    return dirty_curve_pages(c, g, turn->after) +
+           (1 - turn->along) * written_meanwhile(c, g, before + turn->after, turn->waiting);
+}
+
+/* Sends what was found; returns the pages. */
+static double send_groups(struct run *r, double expected_ns)
+{
+    const struct dirty_curve *c = r->setting->curve;
+    double sent = 0, all = work_ns(r, expected_ns), along = dirty_curve_along(c, all);
+
+    for (unsigned g = 0; g < CURVE_GROUPS; g++) {
+        double waiting = work_ns(r, send_ns(r, sent + r->found[g] / 2));
+        struct turn turn = {waiting, larger(all - waiting, 0), along};
+        double before = dirty_curve_ns(c, g, r->found[g]);
+
+        sent += r->found[g];
+        if (along > 0)
+            sent += along * written_meanwhile(c, g, before, waiting);
+        r->found[g] = dirty_again(c, g, before, &turn);
+    }
+    return sent;
 }
 
 static void another_round(struct run *r)
 {
-    double pages = dirty_pages(r), ns = send_ns(r, pages) + (double)r->setting->path->round_ns;
-    double sent = 0, all = work_ns(r, ns);
+    double before[CURVE_GROUPS], round_ns = (double)r->setting->path->round_ns;
+    double pages = dirty_pages(r), sent;
 
-    for (unsigned g = 0; g < CURVE_GROUPS; g++) {
-        double waiting = work_ns(r, send_ns(r, sent + r->found[g] / 2));
-
-        sent += r->found[g];
-        r->found[g] = dirty_again(r->setting->curve, g, r->before[g], waiting, all - waiting);
-        r->before[g] = all;
+    memcpy(before, r->found, sizeof(before));
+    sent = send_groups(r, send_ns(r, pages) + round_ns);
+    if (sent > pages) { /* it takes longer, and more gets dirty meanwhile */
+        memcpy(r->found, before, sizeof(before));
+        sent = send_groups(r, send_ns(r, sent) + round_ns);
     }
-    note_round(r, pages, pages, ns, ns);
+    double ns = send_ns(r, sent) + round_ns;
+    note_round(r, sent, sent, ns, ns);
 }
 
 static void go_on_from(struct run *r, const struct policy_input *now)
@@ -149,8 +177,7 @@ static void go_on_from(struct run *r, const struct policy_input *now)
     for (size_t i = 0; i < now->round_count; i++)
         r->bytes += (double)now->rounds[i].bytes;
     for (unsigned g = 0; g < CURVE_GROUPS; g++) {
-        r->before[g] = work_ns(r, (double)last->dirty_ns);
-        r->found[g] = dirty_curve_pages(r->setting->curve, g, r->before[g]);
+        r->found[g] = dirty_curve_pages(r->setting->curve, g, work_ns(r, (double)last->dirty_ns));
         all += r->found[g];
     }
     for (unsigned g = 0; g < CURVE_GROUPS; g++)
@@ -191,7 +218,8 @@ static struct run_result switch_over(const struct run *r, bool forced)
     double late_ns = work_ns(r, (double)s->look_ns + PAUSE_US * NS_PER_US), pages = 0;
 
     for (unsigned g = 0; g < CURVE_GROUPS; g++)
-        pages += dirty_again(s->curve, g, r->before[g], late_ns, 0) + r->found[g];
+        pages += r->found[g] +
+                 written_meanwhile(s->curve, g, dirty_curve_ns(s->curve, g, r->found[g]), late_ns);
     result.downtime_ns = (double)s->costs->downtime_ns + send_ns(r, pages);
     result.total_ns += result.downtime_ns + (double)s->costs->finish_ns;
     result.bytes += pages * GUEST_PAGE_SIZE;
