@@ -65,12 +65,13 @@ def foretell(source, passage, options):
     source.host.run(f"rm -f {path}")
     done = source.wander("predict", passage.guest.name, passage.uri, "--json", path, *asked, seconds=PREDICT_SECONDS,
                          check=False)
-    if done.returncode:
-        return None, (done.stderr.strip() or done.stdout.strip())[-1000:]
+    # Exit code 1 is also that of a prediction that says that the move will not converge.
+    written = source.host.run(["cat", path], check=False).stdout if done.returncode in (0, 1) else ""
     try:
-        return json.loads(source.host.run(["cat", path]).stdout), None
-    except (ValueError, Failure) as error:
-        return None, f"wander predict ended well, but left no valid JSON: {error}"
+        return json.loads(written), None
+    except ValueError:
+        said = (done.stderr.strip() or done.stdout.strip())[-1000:]
+        return None, f"wander predict exited with {done.returncode} and left no JSON; it said: {said}"
 
 
 def foretell_for(source, passages, plan):
