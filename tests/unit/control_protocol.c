@@ -61,6 +61,11 @@ static const struct bad_case {
     {"{\"command\":\"resolve\",\"action\":\"resume\",\"force\":\"yes\"}", "force"},
     {"{\"command\":\"workload\",\"check\":\"yes\"}", "check"},
     {"{\"command\":\"check\"}", "uri"},
+    {"{\"command\":\"predict\"}", "uri"},
+    {"{\"command\":\"predict\",\"uri\":\"tcp://h:1\",\"sample_ns\":-1}", "sample_ns"},
+    {"{\"command\":\"predict\",\"uri\":\"tcp://h:1\",\"sample_ns\":60000000001}", "sample_ns"},
+    {"{\"command\":\"predict\",\"uri\":\"tcp://h:1\",\"lanes\":0}", "lanes"},
+    {"{\"command\":\"migrate\",\"uri\":\"tcp://h:1\",\"sample_ns\":1}", "'sample_ns'"},
 };
 
 Test(control_protocol, refuses_what_is_no_request)
@@ -150,6 +155,7 @@ Test(control_protocol, every_command_comes_back)
                                          .action = RESOLVE_DESTROY,
                                          .force = true,
                                          .self_check = true,
+                                         .sample_ns = 7,
                                      };
         struct error err = {0};
         char *line = control_request_format(&request);
@@ -158,6 +164,7 @@ Test(control_protocol, every_command_comes_back)
         cr_expect_eq(back.command, i, "%s", line);
         cr_expect_eq(back.action, i == CONTROL_RESOLVE ? RESOLVE_DESTROY : 0, "%s", line);
         cr_expect_eq(back.self_check, i == CONTROL_WORKLOAD, "%s", line);
+        cr_expect_eq(back.sample_ns, i == CONTROL_PREDICT ? 7 : 0, "%s", line);
         free(line);
     }
 }
