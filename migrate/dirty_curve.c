@@ -12,7 +12,9 @@
 /* So much later than the one before is each point beyond the last window. */
 static const double extra_step = 1.5;
 
-enum { CHANCE_PAGES = 6, CHANCE_PERCENT = 2, ENOUGH_PAGES = 32 };
+enum { CHANCE_PAGES = 6, CHANCE_PERCENT = 2, ENOUGH_PAGES = 32, TAIL_STEPS = 8, FAR_OFF = 10 };
+
+static const double most_power = 1.5;
 
 static double smaller(double a, double b)
 {
@@ -62,10 +64,12 @@ static double total_pages(const struct dirty_profile *p, double ns)
     return pages;
 }
 
-/* How the guest's curve as a whole goes on: by `growth` in the last `step_ns`, and each such step
- * by `ratio` of the step before. */
+/* How the guest's curve as a whole goes on: it grows by `rate` at its end, and this falls off by
+ * `decay` a ns. One hot set gives a decay that stays (an exponential curve); hot pages and cooler
+ * ones give one that falls itself, with a power of the time. */
 struct tail {
-    double step_ns, growth, ratio; /* 0..1 */
+    double end_ns, rate;
+    double decay, power; /* decay * (t / end_ns) ^ -power; 0: straight */
 };
 
 /* Pages that would have been new on a straight curve were written before: that takes some of them
@@ -75,25 +79,58 @@ static bool is_bent(double earlier, double later)
     return earlier - later > CHANCE_PAGES && later < earlier * (1 - CHANCE_PERCENT / 100.0);
 }
 
-static struct tail find_tail(const struct dirty_profile *p)
+/* How fast the growth falls off around `ns` * 2 / 3, from the thirds of the curve up to `ns`. */
+static double find_decay(const struct dirty_profile *p, double ns)
 {
-    double end_ns = last_ns(p), step_ns = end_ns / 3;
-    double first = total_pages(p, step_ns), middle = total_pages(p, 2 * step_ns);
-    double earlier = middle - first, later = total_pages(p, end_ns) - middle;
+    double first = total_pages(p, ns / 3), middle = total_pages(p, ns * 2 / 3);
+    double earlier = middle - first, later = total_pages(p, ns) - middle;
 
-    return (struct tail){.step_ns = step_ns,
-                         .growth = later,
-                         .ratio = is_bent(earlier, later) ? later / earlier : 1};
+    return is_bent(earlier, later) ? log(earlier / larger(later, 1)) / (ns / 3) : 0;
 }
 
-/* Pages that come in `ns` after the last window: the sum of a geometric row. */
+static double decay_at(const struct tail *tail, double ns)
+{
+    return tail->decay * pow(ns / tail->end_ns, -tail->power);
+}
+
+static struct tail find_tail(const struct dirty_profile *p)
+{
+    double end_ns = larger(last_ns(p), 1);
+    double growth = total_pages(p, end_ns) - total_pages(p, end_ns * 2 / 3);
+    double late = find_decay(p, end_ns), early = find_decay(p, end_ns / 2);
+    struct tail tail = {.end_ns = end_ns, .rate = growth / (end_ns / 3)};
+
+    if (late <= 0)
+        return tail;
+    tail.power = smaller(larger(log2(early / late), 0), most_power);
+    tail.decay = late * pow(2.0 / 3, tail.power);
+    tail.rate *= exp(-decay_at(&tail, end_ns * 5 / 6) * end_ns / 6);
+    return tail;
+}
+
+/* The rate at a time after the end. */
+static double tail_rate(const struct tail *tail, double ns)
+{
+    double flat = 1 - tail->power, part = ns / tail->end_ns;
+    double fallen = fabs(flat) > 1e-3 ? (pow(part, flat) - 1) / flat : log(part);
+
+    return tail->rate * exp(-tail->decay * tail->end_ns * fallen);
+}
+
+/* Pages that come from the end until `ns`. */
 static double tail_pages(const struct tail *tail, double ns)
 {
-    double steps = ns / larger(tail->step_ns, 1);
+    double step = pow(ns / tail->end_ns, 1.0 / TAIL_STEPS), at = tail->end_ns, pages = 0;
 
-    if (tail->ratio >= 1)
-        return tail->growth * steps;
-    return tail->growth * tail->ratio / (1 - tail->ratio) * (1 - pow(tail->ratio, steps));
+    if (!(tail->decay > 0) || !(tail->rate > 0))
+        return tail->rate * (ns - tail->end_ns);
+    for (unsigned i = 0; i < TAIL_STEPS; i++) {
+        double next = at * step, middle = (at + next) / 2;
+        pages += (tail_rate(tail, at) + 4 * tail_rate(tail, middle) + tail_rate(tail, next)) / 6 *
+                 (next - at);
+        at = next;
+    }
+    return pages;
 }
 
 /* Gives `pages` to the bands in proportion to `weight`, up to their room. Returns what is left. */
@@ -117,11 +154,11 @@ static void extrapolate(const struct dirty_profile *p, const struct tail *tail, 
                         double out[PROFILE_BANDS])
 {
     double growth[PROFILE_BANDS], room[PROFILE_BANDS];
-    double end_ns = last_ns(p), left = tail_pages(tail, ns - end_ns);
+    double end_ns = last_ns(p), left = tail_pages(tail, ns);
 
     for (unsigned band = 0; band < PROFILE_BANDS; band++) {
         out[band] = (double)p->windows[p->window_count - 1].pages[band];
-        growth[band] = out[band] - interpolate(p, band, end_ns - tail->step_ns);
+        growth[band] = out[band] - interpolate(p, band, end_ns * 2 / 3);
     }
     left = pour(p, left, growth, out);
     for (unsigned band = 0; band < PROFILE_BANDS; band++)
@@ -162,11 +199,11 @@ uint64_t dirty_profile_hot_pages(const struct dirty_profile *p)
     double all = total_pages(p, last_ns(p));
     double straight = dirty_profile_rate(p) * last_ns(p) / (double)NS_PER_S;
 
-    if (tail.ratio < 1)
-        return (uint64_t)(all + tail_pages(&tail, INFINITY));
+    if (tail.decay > 0)
+        return (uint64_t)(all + tail_pages(&tail, last_ns(p) * FAR_OFF));
     if (all > straight * 0.9)
         return (uint64_t)all;
-    return (uint64_t)larger(all - 3 * tail.growth, 0);
+    return (uint64_t)larger(all - tail.rate * last_ns(p), 0);
 }
 
 static void add_point(struct dirty_curve *c, double ns, const double pages[PROFILE_BANDS])

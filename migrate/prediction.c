@@ -16,7 +16,7 @@ static const double least_bandwidth_spread = 0.02;
 
 enum {
     MOST_BANDWIDTH = 1000, /* times what there is: what needs more is beyond help */
-    SEARCH_STEPS = 12,
+    SEARCH_STEPS = 10,
     MOST_THROTTLE = 99,
 };
 
