@@ -6,9 +6,9 @@ from collections import namedtuple
 from .markup import Markup, el
 from .moves import FIGURES, PARTS, ROLES, SIDES, entries, number
 from .study import address
-from .svg import Drawing, Linear, Log, apart, cut, mark, plain, short, style, wide
+from .svg import Drawing, Linear, Log, apart, cut, mark, plain, short, shown, style, wide
 
-WIDTH, HEIGHT = 460, 290
+WIDTH, HEIGHT, FOREST = 420, 280, 350
 LINE = 13  # height of a line of text
 MUTED, GRID, INK = "#5f6368", "#e3e3e0", "#222"
 FAR_OFF = 2.5  # an outlier so many times beyond all else is drawn at the edge
@@ -27,7 +27,7 @@ def unit_of(key):
 
 def with_unit(value, key):
     unit = unit_of(key)
-    return f"{plain(value)}{' ' + unit if unit and unit[0] not in 's ' or unit in ('s', 's/GiB') else ''}"
+    return shown(value, key) + (f" {unit}" if unit and not unit.startswith("share") else "")
 
 
 def run_words(move, value, key, outlier):
@@ -36,18 +36,11 @@ def run_words(move, value, key, outlier):
 
 
 def bounds(stats):
-    """The least and the most to draw: all intervals, and all runs but those far off."""
-    ends = [end for stat in stats for end in (stat.interval["low"], stat.interval["high"])
-            if not any(stat.outliers) or end not in far_values(stat)]
-    near = [value for stat in stats for value, out in zip(stat.values, stat.outliers) if not out]
-    values = ends + near or [0.0]
-    top = max(values)
-    beyond = [value for stat in stats for value in stat.values if value > top]
-    return min(values), max([top] + [value for value in beyond if value <= FAR_OFF * top])
-
-
-def far_values(stat):
-    return {value for value, out in zip(stat.values, stat.outliers) if out}
+    """The least and the most to draw: all runs and intervals but what is far off, which would press all else together."""
+    near = [value for stat in stats for value, out in zip(stat.values, stat.outliers) if not out] or [0.0]
+    ends = [stat.interval[end] for stat in stats for end in ("low", "high")]
+    everything = [value for stat in stats for value in stat.values] + ends
+    return min(everything), max(value for value in everything if value <= FAR_OFF * max(near))
 
 
 def value_scale(stats, start, end):
@@ -95,29 +88,29 @@ def value_ticks(scale, drawing, box):
 def draw_runs(drawing, stat, index, x, scale, box):
     """All single runs, pale, beside their median; those far off at the upper edge, with their value."""
     for place, (move, value, out) in enumerate(zip(stat.moves, stat.values, stat.outliers)):
-        beside = x + ((place % 3) - 1) * 2.2
+        beside = x + ((place % 3) - 1) * 4
         words, y = run_words(move, value, stat.key, out), scale(value)
         if y < box.top - 2:
             drawing.link(address(move), words, mark(x, box.top - 6, index, 3.2, hollow=True))
-            drawing.text(x + 6, box.top - 2, f"↑ {plain(value)}", fill=MUTED)
+            drawing.text(x + 6, box.top - 2, f"↑ {shown(value, stat.key)}", fill=MUTED)
         else:
             drawing.link(address(move), words, mark(beside, y, index, 2.6, hollow=out, opacity=None if out else 0.38))
 
 
-def draw_median(drawing, group, stat, index, x, scale):
+def draw_median(drawing, group, stat, index, x, scale, box):
     colour = style(index)[0]
     low, high = scale(stat.interval["low"]), scale(stat.interval["high"])
-    drawing.line(x, low, x, high, stroke=colour, width=1.6)
-    for y in (low, high):
+    drawing.line(x, low, x, max(high, box.top - 8), stroke=colour, width=1.6)
+    for y in (low, high) if high >= box.top - 2 else (low,):
         drawing.line(x - 3.5, y, x + 3.5, y, stroke=colour, width=1.6)
-    drawing.mark(x, scale(stat.median), index, cross=bool(group.unconverged()), data_figure=stat.key, data_stat="median",
+    drawing.mark(x, scale(stat.median), index, 4, cross=bool(group.unconverged()), data_figure=stat.key, data_stat="median",
                  data_key=group.key, data_value=repr(stat.median))
 
 
 def draw_series(drawing, study, scenario, index, key, scales, box):
     """One contender; where its name goes, or None when it has no median anywhere."""
     across, up = scales
-    contender, aside = scenario["contenders"][index], (index - (len(scenario["contenders"]) - 1) / 2) * 7
+    contender, aside = scenario["contenders"][index], (index - (len(scenario["contenders"]) - 1) / 2) * 9
     colour, dashes, _ = style(index)
     groups = sorted((study.group(scenario, point, contender) for point in scenario["points"]),
                     key=lambda group: group.point["x"])
@@ -129,7 +122,7 @@ def draw_series(drawing, study, scenario, index, key, scales, box):
     for group, stat, x in known:
         if stat:
             draw_runs(drawing, stat, index, x, up, box)
-            draw_median(drawing, group, stat, index, x, up)
+            draw_median(drawing, group, stat, index, x, up, box)
         elif group.given_up():
             drawing.parts.append(el("g", el("title", f"{group.contender['name']}: all runs were given up"),
                                     mark(x, box.top + 4, index, cross=True)))
@@ -162,7 +155,7 @@ def describe(study, scenario, key):
     parts = []
     for group in study.of(scenario):
         stat = group.stat(key)
-        what = f"{with_unit(stat.median, key)} ({plain(stat.interval['low'])} to {plain(stat.interval['high'])})" \
+        what = f"{with_unit(stat.median, key)} ({shown(stat.interval['low'], key)} to {shown(stat.interval['high'], key)})" \
             if stat else "not known"
         parts.append(f"{group.contender['name']} at {group.point['label']}: {what}")
     return "Medians with intervals. " + "; ".join(parts)
@@ -226,20 +219,20 @@ def strip_chart(study, scenario, key):
 
 def draw_strip(drawing, group, stat, index, y, scale, box):
     colour = style(index)[0]
-    low, high = scale(stat.interval["low"]), min(scale(stat.interval["high"]), box.right)
-    drawing.line(low, y, high, y, stroke=colour, width=1.6)
-    for x in (low, high):
+    low, high = scale(stat.interval["low"]), scale(stat.interval["high"])
+    drawing.line(low, y, min(high, box.right + 6), y, stroke=colour, width=1.6)
+    for x in (low, high) if high <= box.right + 1 else (low,):
         drawing.line(x, y - 3.5, x, y + 3.5, stroke=colour, width=1.6)
     for place, (move, value, out) in enumerate(zip(stat.moves, stat.values, stat.outliers)):
         words = run_words(move, value, stat.key, out)
-        x, beside = min(scale(value), box.right + 4), y + ((place % 3) - 1) * 2.4
+        x, beside = min(scale(value), box.right + 4), y + ((place % 3) - 1) * 4
         drawing.link(address(move), words, mark(x, beside, index, 2.6, hollow=out, opacity=None if out else 0.38))
-    drawing.mark(scale(stat.median), y, index, cross=bool(group.unconverged()), data_figure=stat.key, data_stat="median",
+    drawing.mark(scale(stat.median), y, index, 4, cross=bool(group.unconverged()), data_figure=stat.key, data_stat="median",
                  data_key=group.key, data_value=repr(stat.median))
-    drawing.text(WIDTH - 2, y + 4, plain(stat.median), "end", font_weight=600)
+    drawing.text(WIDTH - 2, y + 4, shown(stat.median, stat.key), "end", font_weight=600)
     far = [value for value in stat.values if scale(value) > box.right + 4]
     if far:
-        drawing.text(box.right - 4, y - 6, f"{plain(max(far))} →", "end", fill=MUTED)
+        drawing.text(box.right - 4, y - 6, f"{shown(max(far), stat.key)} →", "end", fill=MUTED)
 
 
 def chart(study, scenario, key):
@@ -338,45 +331,46 @@ def roles_chart(study, scenario, side):
 
 
 def rounds_charts(study, scenario):
-    """[(caption, drawing)]: the run in the middle of each group that took more than one round."""
-    found = []
+    """[(caption, drawing)]: the run in the middle of each group that took more than one round, all on one scale."""
+    chosen = []
     for point in scenario["points"]:
         for index, contender in enumerate(scenario["contenders"]):
             stat = study.group(scenario, point, contender).stat("total_s")
-            move = stat.typical() if stat else None
-            rounds = entries(move.reports[0], "rounds") if move else []
+            rounds = entries(stat.typical().reports[0], "rounds") if stat else []
             if len(rounds) > 2:
-                found.append((f"{point['label']}, {contender['name']}", rounds_chart(move, rounds, index)))
-    return found
+                chosen.append((f"{point['label']}, {contender['name']}", stat.typical(), round_sizes(rounds), index))
+    values = [value for _, _, sizes, _ in chosen for pair in sizes for value in pair if value > 0] or [1.0]
+    limits = max(min(values), max(values) / 1e4) * 0.6, max(values) * 1.3
+    return [(caption, rounds_chart(move, sizes, index, limits)) for caption, move, sizes, index in chosen]
 
 
-def rounds_chart(move, rounds, index):
-    """Sent bytes as bars, dirty bytes found afterwards as marks, both in MiB."""
+def round_sizes(rounds):
+    """[(MiB sent, MiB found dirty after it)]."""
+    return [((number(entry, "bytes") or 0) / (1 << 20), (number(entry, "dirty_pages_after") or 0) / 256) for entry in rounds]
+
+
+def rounds_chart(move, sizes, index, limits):
+    """Sent bytes as bars, dirty bytes found afterwards as marks."""
     width, height = 220, 128
     box = Box(38, 10, width - 6, height - 26)
-    sent = [(number(entry, "bytes") or 0) / (1 << 20) for entry in rounds]
-    dirty = [(number(entry, "dirty_pages_after") or 0) / 256 for entry in rounds]
-    values = [value for value in sent + dirty if value > 0] or [1.0]
     drawing = Drawing(width, height, "Bytes sent and dirty by round", ", ".join(
-        f"round {place}: {plain(a)} MiB sent, {plain(b)} MiB dirty after" for place, (a, b) in enumerate(zip(sent, dirty), 1)))
-    scale = Log(max(min(values), max(values) / 1e4) * 0.6, max(values) * 1.3, box.bottom, box.top)
+        f"round {place}: {plain(sent)} MiB sent, {plain(left)} MiB dirty after" for place, (sent, left) in enumerate(sizes, 1)))
+    scale = Log(*limits, box.bottom, box.top)
     for tick in log_or_few(scale):
         drawing.line(box.left, scale(tick), box.right, scale(tick), stroke=GRID)
         drawing.text(box.left - 4, scale(tick) + 4, short(tick), "end", fill=MUTED, font_size=11)
-    step = (box.right - box.left) / len(rounds)
-    colour = style(index)[0]
-    shapes = []
-    for place, (bytes_sent, left) in enumerate(zip(sent, dirty)):
+    step, shapes = (box.right - box.left) / len(sizes), []
+    for place, (sent, left) in enumerate(sizes):
         x = box.left + (place + 0.5) * step
-        if bytes_sent > 0:
-            y = max(scale(bytes_sent), box.top)
-            shapes.append(el("rect", x=x - step * 0.3, y=float(min(y, box.bottom - 1)), width=step * 0.6,
-                             height=float(max(1, box.bottom - y)), fill=colour, opacity=0.45))
+        if sent > 0:
+            y = min(scale(sent), box.bottom - 1)
+            shapes.append(el("rect", x=x - step * 0.3, y=float(y), width=step * 0.6, height=float(box.bottom - y),
+                             fill=style(index)[0], opacity=0.45))
         if left > 0:
             shapes.append(mark(x, min(scale(left), box.bottom), index, 2.8))
     drawing.parts.append(el("a", *shapes, href=address(move)))
     drawing.text(box.left, box.bottom + 17, "round 1", fill=MUTED, font_size=11)
-    drawing.text(box.right, box.bottom + 17, f"{len(rounds)}", "end", fill=MUTED, font_size=11)
+    drawing.text(box.right, box.bottom + 17, str(len(sizes)), "end", fill=MUTED, font_size=11)
     return drawing.render()
 
 
@@ -392,11 +386,11 @@ def forest_chart(rows, title, words):
     known = [result for _, _, result in rows if result]
     if not known:
         return None
-    left, right, step = 158.0, WIDTH - 54.0, 19
+    left, right, step = 128.0, FOREST - 40.0, 19
     height = sum(step if heading is None else LINE + 9 for heading, _, _ in rows) + 8
     low = min(0.5, max(0.02, min(result["low"] for result in known) * 0.95))
     high = max(2.0, min(50.0, max(result["high"] for result in known) * 1.05))
-    drawing = Drawing(WIDTH, height + 40, title, "; ".join(
+    drawing = Drawing(FOREST, height + 40, title, "; ".join(
         f"{label}: {result['ratio']:.2f} ({result['low']:.2f} to {result['high']:.2f})" for _, label, result in rows if result))
     box = Box(left, 8, right, height)
     scale = Log(low, high, left, right, ticks=[tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= tick <= high])
@@ -405,7 +399,7 @@ def forest_chart(rows, title, words):
     y = box.top
     for heading, label, result in rows:
         if heading is not None:
-            drawing.text(2, y + LINE + 4, cut(heading, WIDTH - 6, 12.5), font_weight=600)
+            drawing.text(2, y + LINE + 4, cut(heading, FOREST - 6, 13), font_weight=600)
             y += LINE + 9
             continue
         draw_ratio(drawing, label, result, y + step / 2, scale, box)
@@ -416,14 +410,14 @@ def forest_chart(rows, title, words):
 def draw_ratio(drawing, label, result, y, scale, box):
     drawing.text(box.left - 8, y + 4, cut(label, box.left - 12), "end", fill=INK)
     if not result:
-        drawing.text(WIDTH - 2, y + 4, "–", "end", fill=MUTED)
+        drawing.text(FOREST - 2, y + 4, "–", "end", fill=MUTED)
         return
     shown, clip = result["shown"], lambda x: min(max(scale(x), box.left - 3), box.right + 3)
     colour = "#8a8a86" if not shown else "#1b4f8f" if result["ratio"] < 1 else "#d3700f"
     drawing.line(clip(result["low"]), y, clip(result["high"]), y, stroke=colour, width=2 if shown else 1.4)
     drawing.add("circle", cx=float(clip(result["ratio"])), cy=float(y), r=4.2, fill=colour if shown else "#fff", stroke=colour,
                 stroke_width=1.5)
-    drawing.text(WIDTH - 2, y + 4, f"{result['ratio']:.2f}", "end", fill=INK if shown else MUTED,
+    drawing.text(FOREST - 2, y + 4, f"{result['ratio']:.2f}", "end", fill=INK if shown else MUTED,
                  font_weight=600 if shown else 400)
 
 

@@ -2,7 +2,6 @@
 as it is read: a value of the wrong type counts as not known."""
 
 import json
-import math
 from pathlib import Path
 
 from comparison import CPU_KINDS, GIB, MIB, TITLES
@@ -12,6 +11,7 @@ PARTS = ("pause", "final_copy", "verify", "state_save", "state_transfer", "state
 ROLES = ("guest", "engine", "lanes", "other")
 SIDES = ("source", "destination")
 LIMITS = ("iperf3", "ib_send_bw -e", "ib_write_bw")
+BEYOND = 1e18
 NEAR_THE_END = 0.95  # of the time limit: from there on it was the limit that ended a move
 
 
@@ -25,8 +25,9 @@ def get(document, *keys):
 
 
 def number(document, *keys):
+    """One that can be: nothing that is measured here is negative, or beyond all bounds."""
     value = get(document, *keys)
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= BEYOND
     return value if good else None
 
 
@@ -203,6 +204,11 @@ def same_link(limit, document):
 # --- the folder
 
 
+def parse(path):
+    """What JSON does not know (NaN, Infinity) counts as null."""
+    return json.loads(path.read_text(), parse_constant=lambda _: None)
+
+
 class Folder:
     """All that testbed/compare wrote: the comparison, its moves in order, and what could not be read."""
 
@@ -219,7 +225,7 @@ class Folder:
 
     def add(self, path, settings):
         try:
-            document = json.loads((self.directory / path).read_text())
+            document = parse(self.directory / path)
         except (OSError, ValueError, RecursionError) as error:
             self.troubles.append(f"{path} cannot be read, and is left out: {error}")
             return
@@ -237,7 +243,7 @@ class Folder:
 def read_comparison(directory):
     path = directory / "comparison.json"
     try:
-        document = json.loads(path.read_text())
+        document = parse(path)
     except (OSError, ValueError, RecursionError) as error:
         raise Failure(f"no report can be made of {directory}: {path.name} cannot be read: {error}. Name the folder that "
                       f"testbed/compare wrote (--out)") from None

@@ -8,7 +8,7 @@ import comparison
 from . import charts, tables
 from .markup import el, join
 from .moves import SIDES, entries, get, number, text
-from .study import JUDGED, accuracy, address, predictions, spread_of_repeats, verdicts
+from .study import JUDGED, accuracy, address, main_pair, predictions, spread_of_repeats, verdicts
 from .svg import plain
 
 LOOKED_AT = "median with its interval; each dot one run, leading to its file; outliers hollow; × did not converge"
@@ -26,6 +26,10 @@ def figure(drawing, caption, more=None):
     if not drawing:
         return None
     return el("figure", el("figcaption", el("b", caption), f" · {more}" if more else None), drawing)
+
+
+def section(place, title, *parts):
+    return el("section", el("h2", title), *parts, id=place)
 
 
 def folded(summary, *children):
@@ -54,19 +58,26 @@ def about(study):
 def top(study):
     """What was compared, what came of it, and what that does not show."""
     cautions = list(comparison.reservations(ends_for_reservations(study)))
+    if on_one_machine(study):
+        cautions.insert(0, "Both ends were on one machine, and its loopback was the link: both share its CPUs and memory, and no "
+                        "network is in it. This tells how wander behaves, not what two hosts would take.")
     if study.document.get("finished") is not True:
         cautions.insert(0, "This comparison was not finished: some runs are missing, and intervals may be wide.")
-    said = verdicts(study)
-    return join([
-        el("h1", headline(study)), about(study),
-        el("h2", "In short", id="short"),
-        paragraph(f"The same guest was moved between the same two hosts over the same link, in turns: "
+    said, more = verdicts(study)
+    return join([el("header", el("h1", headline(study)), about(study)), section(
+        "short", "In short", paragraph(f"The same guest was moved between the same two hosts over the same link, in turns: "
                   f"{compared_in_words(study)}. A ratio below 1 means less. Where the interval of a ratio holds 1, no "
                   f"difference is shown."),
         bullets(said, class_="verdict") or paragraph("Nothing can be compared: no point has runs of two contenders."),
         paragraph(prediction_sentence(study), class_="verdict") if predictions(study) else None,
+        folded("The other contenders", bullets(more)) if more else None,
         el("div", el("b", "What this can and cannot show"), *map(paragraph, cautions), class_="caution") if cautions else None,
-    ])
+    )])
+
+
+def on_one_machine(study):
+    addresses = [text(end, "address") or "" for end in entries(study.document, "ends")]
+    return any(address.startswith("127.") or address == "::1" for address in addresses)
 
 
 def compared_in_words(study):
@@ -82,27 +93,38 @@ def ends_for_reservations(study):
 
 
 def glance(study):
-    """The ratios of all points, one chart for each figure and pair of names."""
-    drawings = []
+    """The ratios of all points, one chart for each figure and pair of names; those of the pair met most often come first."""
+    drawings = {}
     for key in JUDGED:
-        pairs = {}
-        for first, other, result in study.differences(key):
-            rows = pairs.setdefault((first.contender["name"], other.contender["name"]), [])
-            if first.scenario["title"] not in [heading for heading, _, _ in rows]:
-                rows.append((first.scenario["title"], "", None))
-            rows.append((None, first.point["label"], result if result and result["enough"] else None))
-        for (first, other), rows in pairs.items():
+        for pair, rows in ratio_rows(study, key).items():
             name = comparison.LESS[key][0]
-            drawings.append(figure(charts.forest_chart(rows, f"{name}: {other} over {first}", f"{other} ÷ {first}"),
-                                   f"{name[0].upper()}{name[1:]}: {other} ÷ {first}",
-                                   "98 % intervals; filled: a difference is shown"))
-    drawings = [drawing for drawing in drawings if drawing]
-    return join([el("h2", "At a glance", id="glance"), el("div", *drawings, class_="plots")]) if drawings else None
+            drawing = charts.forest_chart(rows, f"{name}: {pair[1]} over {pair[0]}", f"{pair[1]} ÷ {pair[0]}")
+            drawings.setdefault(pair, []).append(figure(drawing, f"{name[0].upper()}{name[1:]}, {pair[1]} ÷ {pair[0]}"))
+    if not any(filter(None, sum(drawings.values(), []))):
+        return None
+    main, *others = sorted(drawings, key=lambda pair: pair != main_pair(study))
+    return section("glance", "At a glance",
+                   paragraph("Left of the line at 1 is less. Bars are 98 % intervals; a filled mark is a difference shown, a hollow "
+                             "one is none shown.", class_="note"),
+                   el("div", *drawings[main], class_="plots three"),
+                   folded("The other contenders", el("div", *(drawing for pair in others for drawing in drawings[pair]),
+                                                     class_="plots three")) if others else None)
+
+
+def ratio_rows(study, key):
+    """{(first, other): rows for a chart}, with the scenarios as headings."""
+    pairs = {}
+    for first, other, result in study.differences(key):
+        rows = pairs.setdefault((first.contender["name"], other.contender["name"]), [])
+        if first.scenario["title"] not in [heading for heading, _, _ in rows]:
+            rows.append((first.scenario["title"], "", None))
+        rows.append((None, first.point["label"], result if result and result["enough"] else None))
+    return pairs
 
 
 def contents(study):
     links = [("short", "In short"), ("glance", "At a glance"),
-             *((f"s-{scenario['name']}", scenario["title"]) for scenario in study.scenarios),
+             *((scenario["place"], scenario["title"]) for scenario in study.scenarios),
              ("prediction", "Prediction and measurement"), ("counters", "Counters that changed"), ("troubles", "Troubles"),
              ("method", "Method"), ("repeat", "To repeat it"), ("raw", "Raw data")]
     return el("nav", *(el("a", name, href=f"#{place}") for place, name in links), aria_label="Contents")
@@ -119,9 +141,8 @@ def scenario_section(study, scenario):
     parts += [figure(charts.roles_chart(study, scenario, side), f"CPU at the {side}, by role",
                      "the run with the median; host time that is not wander's: the kernel's network, softirq") for side in SIDES]
     rounds = [figure(drawing, caption) for caption, drawing in charts.rounds_charts(study, scenario)]
-    return join([
-        el("h2", scenario["title"], id=f"s-{scenario['name']}"),
-        paragraph(scenario["question"], class_="question"),
+    return section(
+        scenario["place"], scenario["title"], paragraph(scenario["question"], class_="question"),
         charts.key_to_marks(names) if any(drawn) else None,
         paragraph(LOOKED_AT[0].upper() + LOOKED_AT[1:] + ".", class_="note") if any(drawn) else
         paragraph("No run of this scenario came to its end.", class_="caution"),
@@ -134,8 +155,7 @@ def scenario_section(study, scenario):
         folded(f"Round by round ({len(rounds)} runs)", paragraph("MiB sent in each round (bars) and found dirty after it "
                "(marks), on a log scale; of each group the run with the median total time.", class_="note"),
                el("div", *rounds, class_="plots small")) if rounds else None,
-        folded("All figures, with intervals and quartiles", tables.full_tables(study, scenario)),
-    ])
+        folded("All figures, with intervals and quartiles", tables.full_tables(study, scenario)))
 
 
 def published(scenario):
@@ -173,16 +193,16 @@ def prediction_sentence(study):
 
 def prediction_section(study):
     found = predictions(study)
-    head = el("h2", "Prediction and measurement", id="prediction")
+    head = "prediction", "Prediction and measurement"
     if not found:
-        return join([head, paragraph("No migration has a prediction to compare with.")])
+        return section(*head, paragraph("No migration has a prediction to compare with."))
     transports = list(dict.fromkeys(entry.move.transport for entry in found))
     spread = spread_of_repeats(study)
     drawings = [figure(charts.prediction_chart(found, key, transports), name, "every migration; the band is ±15 %")
                 for key, name in (("total", "Total time"), ("downtime", "Downtime"))]
-    return join([head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
+    return section(*head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
                  el("div", *drawings, class_="plots"), accuracy_table(found, spread), convergence_table(found),
-                 folded(f"All {len(found)} predictions", prediction_table(found))])
+                 folded(f"All {len(found)} predictions", prediction_table(found)))
 
 
 def accuracy_table(found, spread):
@@ -256,13 +276,13 @@ def counters_section(study):
         rows += [tables.row(group.key, el("td", f"{side}, {kind}", class_="words"), el("td", name, class_="words"),
                             el("td", meaning(name) or "", class_="words"), plain(value))
                  for (side, kind, name), value in sorted(sums.items()) if value]
-    head = el("h2", "Counters that changed", id="counters")
+    head = "counters", "Counters that changed"
     if not rows:
-        return join([head, paragraph("No counter of a network or RDMA device changed during the moves, or none could be read.")])
-    return join([head, paragraph("Sent again, out of sequence, paused, marked: summed over all runs of a group. Their absence is "
+        return section(*head, paragraph("No counter of a network or RDMA device changed during the moves, or none could be read."))
+    return section(*head, paragraph("Sent again, out of sequence, paused, marked: summed over all runs of a group. Their absence is "
                                  "no proof where a driver does not count."),
                  folded(f"{len(rows)} counters", tables.table(["group", "where", "counter", "what it counts", "change"], rows,
-                                                              words=(1, 2, 3)))])
+                                                              words=(1, 2, 3))))
 
 
 def meaning(name):
@@ -271,16 +291,17 @@ def meaning(name):
 
 
 def troubles_section(study):
-    said = [str(entry) for entry in study.document.get("warnings") or [] if isinstance(entry, (str, int, float))]
+    warnings = study.document.get("warnings")
+    said = [entry for entry in warnings if isinstance(entry, str)] if isinstance(warnings, list) else []
     said += [" / ".join(text(entry, key) or "?" for key in ("scenario", "point", "contender")) + ": " +
              (text(entry, "text") or "?") for entry in entries(study.document, "errors")]
     said += study.folder.troubles + [f"{key} has runs, and is no contender of this comparison" for key in study.unknown]
     failed = [move for group in study.groups.values() for move in group.failed()]
     links = [join([el("a", "/".join((*move.key(), move.name)), href=address(move)), f": {move.failed or 'it did not complete'}"])
              for move in failed]
-    return join([el("h2", "Troubles", id="troubles"),
+    return section("troubles", "Troubles",
                  bullets(said) or paragraph("No warnings."),
-                 paragraph(f"{len(failed)} migrations failed:") if failed else None, bullets(links)])
+                 paragraph(f"{len(failed)} migrations failed:") if failed else None, bullets(links))
 
 
 # --- how it was done, and how to do it again
@@ -288,7 +309,7 @@ def troubles_section(study):
 
 def method_section(study):
     target = number(study.document, "confidence_target") or 0.10
-    return join([el("h2", "Method", id="method"), bullets([
+    return section("method", "Method", bullets([
         "Contenders take turns, who is first alternates, and so does the direction; every move has a fresh guest. The warm-up "
         "does not count.",
         join(["Median and interval: the 95 % bootstrap interval of the median, computed exactly instead of by drawing, and "
@@ -314,7 +335,7 @@ def method_section(study):
         "A run that was ended by force at its time limit did move, and counts; one that was given up did not: it is shown as ×, "
         "and no ratio is made at its point.",
         "Several guests at once: total time until the last is there, the worst downtime, all bytes.",
-    ])])
+    ]))
 
 
 def repeat_section(study):
@@ -325,11 +346,11 @@ def repeat_section(study):
     scenarios = [folded(f"Scenario {scenario['name']}", el("pre", scenario["text"] or "its text is not there"),
                         el("pre", pretty({"points": scenario["points"], "contenders": scenario["contenders"]})))
                  for scenario in study.scenarios]
-    return join([el("h2", "To repeat it", id="repeat"), el("pre", line),
+    return section("repeat", "To repeat it", el("pre", line),
                  paragraph(f"wander {text(study.document, 'wander') or 'of unknown version'}, seed "
                            f"{text(study.document, 'seed') or 'not known'}."),
                  bullets([description for end in entries(study.document, "ends") for description in describe(end)]),
-                 *facts, limits_table(study), versions(study), *scenarios])
+                 *facts, limits_table(study), versions(study), *scenarios)
 
 
 def describe(end):
@@ -365,7 +386,7 @@ def raw_section(study):
         links = [el("a", move.name, href=address(move)) for move in group.moves]
         groups.append(join([el("b", group.key), ": ", *(join([link, " "]) for link in links)]) if links else
                       join([el("b", group.key), ": no runs"]))
-    return join([el("h2", "Raw data", id="raw"),
+    return section("raw", "Raw data",
                  paragraph("Beside this page: ", el("a", "comparison.json", href="comparison.json"), ", ",
                            el("a", "moves.csv", href="moves.csv"), " and a file for each migration:"),
-                 folded(f"{len(study.folder.moves)} files", bullets(groups, class_="runs"))])
+                 folded(f"{len(study.folder.moves)} files", bullets(groups, class_="runs")))

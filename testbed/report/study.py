@@ -65,7 +65,8 @@ class Group:
 class Study:
     def __init__(self, folder):
         self.folder, self.document = folder, folder.comparison
-        self.scenarios = [scenario_of(entry) for entry in entries(self.document, "scenarios")]
+        self.scenarios = [scenario_of(entry) | {"place": f"scenario-{place}"}
+                          for place, entry in enumerate(entries(self.document, "scenarios"), 1)]
         found = {}
         for move in folder.moves:
             found.setdefault(move.key(), []).append(move)
@@ -159,9 +160,22 @@ def sentence(key, first, other, counts):
     return f"{what[0].upper()}{what[1:]}, {other} against {first}: {'; '.join(parts)}."
 
 
+def main_pair(study):
+    """The names that are compared at most points, or None."""
+    counts = {}
+    for first, other, _ in study.differences(JUDGED[0]):
+        pair = first.contender["name"], other.contender["name"]
+        counts[pair] = counts.get(pair, 0) + 1
+    return max(counts, key=counts.get, default=None)
+
+
 def verdicts(study):
-    return [sentence(key, first, other, counts) for key in JUDGED
-            for (first, other), counts in tally(study.differences(key)).items()]
+    """Sentences about the pair that is compared most, and about all others."""
+    main, others = [], []
+    for key in JUDGED:
+        for pair, counts in tally(study.differences(key)).items():
+            (main if pair == main_pair(study) else others).append(sentence(key, *pair, counts))
+    return main, others
 
 
 # --- predictions

@@ -26,10 +26,19 @@ def plain(value):
     return f"{value:.{places}f}"
 
 
+def shown(value, key):
+    """A figure as people read it: shares in percent, counts whole, all others with three digits."""
+    if value is None:
+        return "–"
+    if key.startswith(("share_", "work_")):
+        return f"{100 * value:.0f}\u202f%"
+    return f"{value:g}" if key == "rounds" and value < 1000 else plain(value)
+
+
 def short(value):
     """For the ticks of an axis."""
     for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= scale and (abs(value) >= 10000 or scale > 1e3):
+        if abs(value) >= max(scale, 1e5):
             return f"{value / scale:g}{letter}"
     return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 1000 else f"{value:g}"
 

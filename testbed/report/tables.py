@@ -7,7 +7,7 @@ from .charts import title_of
 from .markup import el, join
 from .moves import FIGURES, LIMITS, PARTS, ROLES, SIDES
 from .study import address, difference
-from .svg import plain
+from .svg import plain, shown
 
 MAIN = ("total_s", "downtime_ms", "rounds", "guest_mib", "goodput_mib_s", "both_hosts_cpu", "work_during")
 GROUPS = (
@@ -24,8 +24,9 @@ COMPARED = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu", "source
 def table(head, rows, caption=None, words=()):
     """head: names of columns. rows: lists of cells, the first a row's name. Scrolls inside its box where it is wide."""
     heads = [el("th", name, scope="col", class_="words" if index in (0, *words) else None) for index, name in enumerate(head)]
-    return el("div", el("table", el("caption", caption) if caption else None, el("thead", el("tr", *heads)),
-                        el("tbody", *rows)), class_="box", tabindex="0", role="region", aria_label=caption or head[0])
+    box = el("div", el("table", el("thead", el("tr", *heads)), el("tbody", *rows)), class_="box", tabindex="0", role="region",
+             aria_label=caption or "table")
+    return join([el("p", caption, class_="note above"), box]) if caption else box
 
 
 def row(first, *cells, begins=False):
@@ -36,6 +37,7 @@ def row(first, *cells, begins=False):
 
 def heading(key):
     name, unit = title_of(key)
+    unit = unit.replace("share of before", "of before")
     return f"{name}, {unit}" if unit else name
 
 
@@ -44,10 +46,11 @@ def median_cell(group, key, quartiles=False):
     if not stat:
         return el("td", "–")
     interval = stat.interval
-    parts = [plain(stat.median), el("i", f"{plain(interval['low'])} – {plain(interval['high'])}")]
+    low, high = (shown(interval[end], key) for end in ("low", "high"))
+    parts = [shown(stat.median, key), el("i", f"{low} – {high}") if low != high else None]
     if quartiles:
-        low, high = stat.quartiles()
-        parts.append(el("i", f"quartiles {plain(low)} – {plain(high)}"))
+        low, high = (shown(end, key) for end in stat.quartiles())
+        parts.append(el("i", f"quartiles {low} – {high}"))
     return el("td", *parts, data_figure=key, data_stat="median", data_key=group.key, data_value=repr(stat.median),
               data_low=repr(interval["low"]), data_high=repr(interval["high"]),
               title=f"of {interval['count']} runs; {interval['confidence']:.0%} interval: {interval['method']}")

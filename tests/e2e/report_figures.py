@@ -1,0 +1,388 @@
+#!/usr/bin/python3
+"""The report of a comparison: its figures recomputed from the raw files by code of its own, every trace followed, text
+from files never taken for markup, and a report from whatever is or is not there."""
+
+import copy
+import csv
+import html.parser
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote
+
+from cases import run_cases
+from hosts import Failure, expect
+
+import report
+import report_data
+
+assert hasattr(report, "write"), "this is not testbed/report"
+VOID = {"meta", "br"}
+GIB, MIB = 1 << 30, 1 << 20
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would see: elements with their attributes, the text of figures, links by row; and its defects."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.defects, self.figures, self.rows = [], [], [], [], []
+        self.feed(text)
+        self.defects += [f"<{name}> is never closed" for name in self.open]
+
+    def handle_starttag(self, name, attributes):
+        attributes = dict(attributes)
+        self.elements.append((name, attributes))
+        if name not in VOID:
+            self.open.append(name)
+        if name == "tr":
+            self.rows.append({"figures": [], "links": []})
+        if "data-figure" in attributes:
+            self.figures.append(attributes | {"text": ""})
+            if name == "td":
+                self.rows[-1]["figures"].append(self.figures[-1])
+        if name == "a" and self.rows:
+            self.rows[-1]["links"].append(unquote(attributes["href"]))
+
+    def handle_startendtag(self, name, attributes):
+        self.elements.append((name, dict(attributes)))
+        if "data-figure" in dict(attributes):
+            self.figures.append(dict(attributes) | {"text": ""})
+
+    def handle_endtag(self, name):
+        if not self.open or self.open.pop() != name:
+            self.defects.append(f"</{name}> closes nothing that is open")
+
+    def handle_data(self, text):
+        if self.figures and self.open and self.open[-1] == "td":
+            self.figures[-1]["text"] += text
+
+
+class World:
+    """A comparison in a folder of its own, and its report."""
+
+    def __init__(self, make=report_data.make):
+        self.folder = tempfile.TemporaryDirectory(prefix="wander-report-")
+        self.out = Path(self.folder.name)
+        self.document = make(self.out)
+        self.path = report.write(self.out)
+        self.text = self.path.read_text()
+        self.page = Page(self.text)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.folder.cleanup()
+
+    def moves(self, key, counted=True):
+        found = [json.loads(path.read_text()) for path in sorted((self.out / "moves" / key).glob("*.json"))]
+        return [move for move in found if not counted or arrived(move)]
+
+
+# --- the same figures once more, from the raw files
+
+
+def arrived(move):
+    reports = raw_reports(move)
+    return (not move["warm_up"] and move["failed"] is None and None not in reports
+            and all(one["result"] == "completed" for one in reports))
+
+
+def raw_reports(move):
+    return [guest["report"] for guest in move["guests"]] if "guests" in move else [move["report"]]
+
+
+def raw_gib(move):
+    return sum(one["guest_bytes"] for one in raw_reports(move)) / GIB
+
+
+def raw_cpu(move, side):
+    spent = move["host_cpu"][side]
+    return (spent["user"] + spent["system"] + spent["interrupts"]) / raw_gib(move)
+
+
+def raw_during(move):
+    works = [guest["work"] for guest in move.get("guests", [move])]
+    before, during = (sum(work[f"{when}_pages_per_s"] or 0 for work in works) for when in ("before", "during"))
+    return during / before if before else None
+
+
+RAW = {
+    "total_s": lambda move: max(one["total_ms"] for one in raw_reports(move)) / 1000,
+    "downtime_ms": lambda move: max(one["downtime_ms"] for one in raw_reports(move)),
+    "setup_ms": lambda move: max(one["setup_ms"] for one in raw_reports(move)),
+    "rounds": lambda move: max(len(one["rounds"]) for one in raw_reports(move)),
+    "guest_mib": lambda move: raw_gib(move) * 1024,
+    "both_hosts_cpu": lambda move: raw_cpu(move, "source") + raw_cpu(move, "destination"),
+    "source_host_cpu": lambda move: raw_cpu(move, "source"),
+    "destination_interrupts_cpu": lambda move: move["host_cpu"]["destination"]["interrupts"] / raw_gib(move),
+    "source_lanes_cpu": lambda move: sum(one["cpu"]["source"]["lanes_s"] for one in raw_reports(move)) / raw_gib(move),
+    "work_during": raw_during,
+    "share_iperf3": lambda move: raw_goodput(move) / 85e6,
+}
+
+
+def raw_goodput(move):
+    reports = raw_reports(move)
+    if len(reports) == 1:
+        return reports[0]["goodput_bytes_per_s"]
+    return sum(one["guest_bytes"] for one in reports) / max(one["total_ms"] for one in reports) * 1000
+
+
+def near(what, got, wanted, within=1e-9):
+    expect(math.isclose(got, wanted, rel_tol=within, abs_tol=1e-12), f"expected {what} to be {wanted!r}; the report says {got!r}")
+
+
+def medians(context):
+    with World() as world:
+        found = [figure for figure in world.page.figures if figure["data-stat"] == "median" and figure["data-figure"] in RAW]
+        expect(len(found) > 200, f"expected over 200 medians to check; found {len(found)}")
+        for figure in context.sample(found, 200):
+            moves = world.moves(figure["data-key"])
+            if figure["data-figure"] == "share_iperf3":
+                moves = [move for move in moves if move["boot"] == 1]
+            values = [RAW[figure["data-figure"]](move) for move in moves]
+            values = [value for value in values if value is not None]
+            what = f"the median {figure['data-figure']} of {figure['data-key']}"
+            near(what, float(figure["data-value"]), statistics.median(values))
+            if "data-low" in figure:
+                low, high = float(figure["data-low"]), float(figure["data-high"])
+                expect(min(values) <= low <= statistics.median(values) <= high <= max(values),
+                       f"expected the interval of {what} to lie around it; got {low} to {high}")
+        for figure in world.page.figures:
+            if figure["data-stat"] == "count":
+                near(f"the runs of {figure['data-key']}", float(figure["data-value"]), len(world.moves(figure["data-key"])))
+        check_text(found)
+
+
+def check_text(found):
+    """What people read is what programs read, to three digits."""
+    for figure in found:
+        words = figure["text"].split("\u2013")[0].replace("\u202f", "")
+        if not words or figure["data-figure"] not in ("total_s", "downtime_ms", "guest_mib"):
+            continue
+        value = float(figure["data-value"])
+        shown = f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+        expect(figure["text"].replace("\u202f", "").startswith(shown), f"expected {shown} for {figure['data-figure']} of "
+               f"{figure['data-key']}; the report shows '{figure['text']}'")
+
+
+def ratios(context):
+    with World() as world:
+        found = [figure for figure in world.page.figures if figure["data-stat"] == "ratio" and figure["data-figure"] in RAW]
+        expect(len(found) > 40, f"expected over 40 ratios; found {len(found)}")
+        for figure in found:
+            key = figure["data-key"]
+            first = next(entry for entry in world.document["scenarios"] if entry["name"] == key.split("/")[0])["contenders"][0]
+            other, base = world.moves(key), world.moves(f"{key.rpartition('/')[0]}/{first['name']}")
+            value = RAW[figure["data-figure"]]
+            every = [value(mine) / value(its) for mine in other for its in base if mine["boot"] == its["boot"]]
+            near(f"the ratio of {figure['data-figure']} of {key}", float(figure["data-value"]), statistics.median(every))
+        shown = {figure["data-key"]: figure["data-shown"] for figure in found if figure["data-figure"] == "total_s"}
+        expect(shown["dirty-rate/0/rdma"] == "yes", "expected 16 % less total time of 6 runs each to be shown")
+        expect("dirty-rate/18000/rdma" not in shown, "expected no ratio where all runs were given up")
+        expect("patterns/once/rdma" not in shown, "expected no ratio of one run each")
+
+
+def forecasts(context):
+    with World() as world:
+        errors = {"total": [], "downtime": []}
+        for path in sorted((world.out / "moves").glob("*/*/*/*.json")):
+            move = json.loads(path.read_text())
+            for guest in move.get("guests", [move]) if arrived(move) else []:
+                if guest["prediction"] is None or guest["report"]["switchover"]["forced"]:
+                    continue
+                told = next(one for one in guest["prediction"]["paths"] if one["transport"] == move["transport"])["prediction"]
+                for key, known in errors.items():
+                    came = guest["report"][f"{key}_ms"]
+                    known.append(abs(told[f"{key}_ms"] - came) / came)
+        figures = {(one["data-figure"], one["data-stat"]): one for one in world.page.figures if one.get("data-key") == "all"}
+        for key, known in errors.items():
+            near(f"the median error of {key}", float(figures[f"prediction_{key}", "median"]["data-value"]), statistics.median(known))
+            ordered = sorted(known)
+            place = 0.95 * (len(ordered) - 1)
+            tail = ordered[int(place)] + (place - int(place)) * (ordered[int(place) + 1] - ordered[int(place)])
+            near(f"the 95th percentile of {key}", float(figures[f"prediction_{key}", "p95"]["data-value"]), tail)
+        near("moves rightly said not to converge", float(figures["convergence", "false-false"]["data-value"]), 24.0)
+
+
+def traces(context):
+    with World() as world:
+        links = {unquote(attributes["href"]) for name, attributes in world.page.elements if name == "a" and "href" in attributes}
+        for link in links:
+            if link.startswith("#"):
+                expect(any(attributes.get("id") == link[1:] for _, attributes in world.page.elements), f"{link} leads nowhere")
+            elif not link.startswith("https://"):
+                expect((world.out / link).is_file(), f"expected {link} to be a file beside the report")
+        files = {path.relative_to(world.out).as_posix() for path in (world.out / "moves").glob("*/*/*/*.json")}
+        expect(files <= links, f"expected a link to every raw file; missing: {sorted(files - links)[:3]}")
+        runs = [row for row in world.page.rows if any(one["data-stat"] == "count" for one in row["figures"])]
+        for row in runs:
+            wanted = {name for name in files if name.startswith(f"moves/{row['figures'][0]['data-key']}/")}
+            expect(wanted == set(row["links"]), f"expected the row of {row['figures'][0]['data-key']} to lead to its files")
+        outside = [attributes for name, attributes in world.page.elements
+                   if "src" in attributes or name in ("link", "iframe", "object", "embed")]
+        expect(not outside, f"expected nothing from elsewhere; got {outside[:3]}")
+
+
+def escaping(context):
+    with World() as world:
+        check_harmless(world)
+        for part in ("&lt;script&gt;", "&amp;amp;"):
+            expect(part in world.text, f"expected hostile text to be shown as text: no '{part}' in the report")
+        expect("\u202e" not in world.text, "expected nothing that turns text around")
+
+
+def check_harmless(world):
+    names = [name for name, _ in world.page.elements]
+    expect(names.count("script") == 1 and "img" not in names, "expected text from files never to become an element")
+    loose = [key for _, attributes in world.page.elements for key in attributes if key.startswith("on")]
+    expect(not loose, f"expected no handlers; got {loose[:3]}")
+    expect(not world.page.defects, f"expected well-formed markup; {world.page.defects[:3]}")
+    ids = [attributes["id"] for _, attributes in world.page.elements if "id" in attributes]
+    expect(len(ids) == len(set(ids)), "expected every id once")
+    sizes = [attributes for name, attributes in world.page.elements if name == "svg" and not
+             (float(attributes["width"]) > 0 and float(attributes["height"]) > 0 and "viewbox" in attributes)]
+    expect(not sizes, f"expected every drawing to have a size; got {sizes[:1]}")
+    places = [value for name, attributes in world.page.elements if name in ("path", "line", "circle", "rect", "text", "polyline")
+              for key, value in attributes.items() if key in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "d", "width", "points")]
+    odd = [value for value in places if "nan" in value or "inf" in value]
+    expect(not odd, f"expected every mark to have a place; got {odd[:3]}")
+
+
+def one_table(context):
+    with World() as world:
+        rows = list(csv.DictReader((world.out / "moves.csv").read_text().splitlines()))
+        files = sorted((world.out / "moves").glob("*/*/*/*.json"))
+        expect(len(rows) == len(files), f"expected a line for each of {len(files)} moves; got {len(rows)}")
+        for line in context.sample(rows, 60):
+            move = json.loads((world.out / line["file"]).read_text())
+            if arrived(move):
+                near(f"total_s of {line['file']}", float(line["total_s"]), RAW["total_s"](move))
+                near(f"both_hosts_cpu of {line['file']}", float(line["both_hosts_cpu"]), RAW["both_hosts_cpu"](move))
+            expect(line["warm_up"] == str(move["warm_up"]), f"expected warm_up {move['warm_up']}; got {line['warm_up']}")
+
+        def formula(out):
+            document = report_data.make(out)
+            path = next(iter(sorted((out / "moves/patterns/failing").glob("*/01.json"))))
+            move = json.loads(path.read_text())
+            path.write_text(json.dumps(move | {"failed": "=HYPERLINK(\"x\")\nmore"}))
+            return document
+
+    with World(formula) as world:
+        text = (world.out / "moves.csv").read_text()
+        expect("'=HYPERLINK" in text and ",=HYPERLINK" not in text and ",\"=" not in text, "expected no formula in moves.csv")
+
+
+# --- what is not there, or not as it should be
+
+
+def alone(*made, **more):
+    """A world of some scenarios only."""
+    def make(out):
+        maker = report_data.Maker(out)
+        document = report_data.comparison([one(maker) for one in made], **more)
+        report_data.save(out, document)
+        return document
+    return make
+
+
+def bare(name="bare", contenders=None, **how):
+    def one(maker):
+        points = [report_data.point("p", how.get("x"))]
+        for repeat in range(1, how.get("repeats", 0) + 1):
+            for contender in contenders or report_data.CONTENDERS:
+                maker.move(name, "p", contender, repeat, **how.get("move", {}))
+        return report_data.scenario(name, name, points, contenders, {"label": "x"} if "x" in how else None)
+    return one
+
+
+ODD = {
+    "nothing": (alone(), "Nothing can be compared"),
+    "no moves": (alone(bare()), "No run of this scenario came to its end"),
+    "one repeat": (alone(bare(repeats=1)), "too few runs"),
+    "one contender": (alone(bare(contenders=report_data.CONTENDERS[:1], repeats=6)), "Nothing can be compared"),
+    "one point of an axis": (alone(bare(repeats=6, x=3.0)), "Total time"),
+    "only failures": (alone(bare(repeats=3, move={"failed": "broken"})), "6 migrations failed"),
+    "all given up": (alone(bare(repeats=5, move={"cancelled": True})), "5 given up"),
+    "all forced": (alone(bare(repeats=5, move={"forced": True})), "5 forced"),
+    "no predictions": (alone(bare(repeats=5, move={"no_prediction": True})), "No migration has a prediction"),
+    "not finished": (alone(bare(repeats=5), finished=False), "was not finished"),
+    "huge": (alone(bare(repeats=5, move={"slow": 1e9})), "Total time"),
+    "little known": (alone(bare(repeats=5), ends=[], boots=[], warnings=None, errors=None, command=None), "not known"),
+    "facts of the wrong kind": (alone(bare(repeats=5), ends=["a", {"rdma": 7}], boots=[{"limits": 3}, 4], warnings="no",
+                                      command="x", confidence_target="10"), "facts are incomplete"),
+}
+
+
+def odd_folders(context):
+    for name, (make, wanted) in ODD.items():
+        with World(make) as world:
+            check_harmless(world)
+            expect(wanted in world.text, f"{name}: expected the report to say '{wanted}'")
+    with World(alone(bare(repeats=1), ends=[{"host": "local", "address": "127.0.0.1", "virtual": False}])) as world:
+        expect("loopback was the link" in world.text, "expected a caution about one machine")
+
+
+def damaged_files(context):
+    def make(out):
+        document = report_data.make(out)
+        for index, text in enumerate(("{", "[1]", "[" * 100000, '{"report": NaN}', '{"guests": [1, {"report": {}}]}', "\udcff")):
+            path = out / "moves/patterns/once/tcp" / f"9{index}.json"
+            path.write_bytes(text.encode(errors="surrogateescape"))
+        stray = out / "moves/nowhere/p/tcp/01.json"
+        stray.parent.mkdir(parents=True)
+        stray.write_text("{}")
+        return document
+
+    with World(make) as world:
+        check_harmless(world)
+        for wanted in ("tcp/90.json cannot be read", "tcp/91.json is no move", "nowhere/p/tcp/01.json belongs to no point"):
+            expect(wanted in world.text, f"expected the report to say '{wanted}'")
+    for text in (None, "{", "[]", '{"schema": 9}'):
+        with tempfile.TemporaryDirectory() as out:
+            if text is not None:
+                (Path(out) / "comparison.json").write_text(text)
+            try:
+                report.write(out)
+            except Failure:
+                continue
+            raise Failure(f"expected no report of {text!r}, but a message")
+
+
+WRONG = (None, -1, 0, 1e308, "text", report_data.HOSTILE, True, [], {}, [1, "x"], {"a": {"b": 1}}, float("nan"), float("inf"))
+
+
+def spoil(value, chance, share):
+    """The document with some of its values exchanged for wrong ones."""
+    if chance.random() < share:
+        return copy.deepcopy(chance.choice(WRONG))
+    if isinstance(value, dict):
+        return {key: spoil(entry, chance, share) for key, entry in value.items()}
+    return [spoil(entry, chance, share) for entry in value] if isinstance(value, list) else value
+
+
+def wrong_values(context):
+    """Whatever the files hold, there is a report, and it is harmless."""
+    for _ in range(context.full and 200 or 12):
+        share = context.random.choice((0.002, 0.02, 0.2))
+
+        def make(out, share=share):
+            document = alone(bare(repeats=5), report_data.several)(out)
+            for path in out.glob("moves/*/*/*/*.json"):
+                path.write_text(json.dumps(spoil(json.loads(path.read_text()), context.random, share)))
+            spoilt = {key: spoil(value, context.random, share / 4) for key, value in document.items() if key != "schema"}
+            report_data.save(out, spoilt | {"schema": 1})
+            return document
+
+        with World(make) as world:
+            check_harmless(world)
+
+
+if __name__ == "__main__":
+    run_cases(__doc__, {"medians": medians, "ratios": ratios, "forecasts": forecasts, "traces": traces, "escaping": escaping,
+                        "one_table": one_table, "odd_folders": odd_folders, "damaged_files": damaged_files,
+                        "wrong_values": wrong_values})
