@@ -111,6 +111,7 @@ static int describe_guest(struct migration *m, struct error *err)
     memcpy(out->accel, description.accel, sizeof(out->accel));
     out->memory_bytes = description.memory_bytes;
     out->vcpus = description.vcpus;
+    source_recall(m, &description);
     m->state_bytes = (uint64_t)description.vcpus * (16 << 10) + (32 << 10);
     free(body);
     guest_description_free(&description);

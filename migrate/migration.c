@@ -16,8 +16,6 @@
 enum {
     NOTIFY_MS = 50,
     LAST_WORDS_MS = 200, /* for the destination's own account of a failure to come in */
-    FIRST_FIXED_MS = 8,  /* pause, load and resume, before any was measured */
-    FIRST_PAUSE_DELAY_MS = 3,
 };
 
 void source_notify(struct migration *m, bool now)
@@ -242,6 +240,7 @@ static void finish_completed(struct migration *m)
     source_await_report(m);
     snprintf(m->measurement.result, sizeof(m->measurement.result), "completed");
     m->measurement.error[0] = '\0';
+    source_learn(m);
     source_say(m, "the guest runs at the destination");
 }
 
@@ -367,8 +366,8 @@ int migration_start(struct guest *guest, const struct migration_options *options
     m->observer = *observer;
     m->accepted_at = clock_now();
     m->epoch = 1;
-    m->fixed_ns = FIRST_FIXED_MS * NS_PER_MS;
-    m->pause_delay_ns = FIRST_PAUSE_DELAY_MS * NS_PER_MS;
+    m->fixed_ns = POLICY_FIRST_FIXED_MS * NS_PER_MS;
+    m->pause_delay_ns = POLICY_FIRST_PAUSE_DELAY_MS * NS_PER_MS;
     wakeup_init(&m->wakeup);
     pthread_mutex_init(&m->lock, NULL);
     ownership_init(&m->ownership, OWNERSHIP_OWNER);

@@ -47,7 +47,8 @@ struct migration_status {
     bool finished; /* no thread works on it any more (never while in doubt) */
     char session[33];
     unsigned round;
-    uint64_t elapsed_ns, eta_ns; /* UINT64_MAX: as things go, never; 0: not known yet */
+    uint64_t elapsed_ns;
+    uint64_t eta_ns; /* until the source is free; UINT64_MAX: as things go, never; 0: not known yet */
     uint64_t round_bytes, round_bytes_done;
     uint64_t guest_bytes, wire_bytes;
     uint64_t bandwidth;  /* bytes/s */

@@ -7,38 +7,13 @@
 
 #include "transport/base/clock.h"
 
-enum { SETTLED_ROUND_BYTES = 1 << 20, RECENT_ROUNDS = 3 };
-
-static const uint64_t ASSUMED_BANDWIDTH = 1ull
-                                          << 30; /* before any round was large enough to tell */
-
-/* Over the most recent rounds that were large enough for their latency not to count. */
-static uint64_t measured_bandwidth(const struct migration *m)
-{
-    uint64_t bytes = 0, ns = 0;
-    unsigned used = 0;
-
-    for (size_t i = m->history_count; i > 0 && used < RECENT_ROUNDS; i--) {
-        const struct policy_round *round = &m->history[i - 1];
-        if (round->bytes < SETTLED_ROUND_BYTES)
-            continue;
-        bytes += round->bytes;
-        ns += round->ns;
-        used++;
-    }
-    if (used == 0 || ns == 0)
-        return ASSUMED_BANDWIDTH;
-    uint64_t rate = (uint64_t)((double)bytes * 1e9 / (double)ns);
-    return rate ? rate : 1;
-}
-
 struct policy_input source_policy_input(struct migration *m)
 {
     return (struct policy_input){
         .rounds = m->history,
         .round_count = m->history_count,
         .elapsed_ns = clock_now() - m->accepted_at,
-        .bandwidth = measured_bandwidth(m),
+        .bandwidth = policy_bandwidth(m->history, m->history_count),
         .state_bytes = m->state_bytes,
         .fixed_ns = m->fixed_ns + 3 * channel_round_trip(m->channel),
         .pause_delay_ns = m->pause_delay_ns,
@@ -200,14 +175,14 @@ static void show_decision(struct migration *m, const struct policy_decision *dec
                                : 0;
     m->status.predicted_downtime_ns = decision->predicted_downtime_ns;
     m->status.throttle = decision->throttle;
-    m->status.eta_ns = policy_eta(input, &m->options.limits);
-    m->eta_at = clock_now();
     pthread_mutex_unlock(&m->lock);
+    source_refine(m, input);
     source_say(m, "%s", decision->why);
 }
 
 int source_precopy(struct migration *m, struct error *err)
 {
+    source_forecast(m);
     source_set_phase(m, MIGRATION_PRECOPY);
     int result = prepare(m, err);
 

@@ -3,6 +3,7 @@
  *   migration.c    public face, the session's thread, its end
  *   greeting.c     connection, HELLO, GUEST, lanes
  *   precopy.c      rounds and policy, until the destination is PREPARED
+ *   forecast.c     prediction, ETA, and what is learnt for those to come
  *   switchover.c   pause, state, last round, LOAD, verification
  *   commit.c       COMMIT, coming back after a lost connection, in doubt, resolve */
 #ifndef MIGRATE_SOURCE_H
@@ -12,6 +13,7 @@
 #include <stdatomic.h>
 
 #include "migrate/channel.h"
+#include "migrate/costs.h"
 #include "migrate/cpu_account.h"
 #include "migrate/guest/tracker.h"
 #include "migrate/migration.h"
@@ -53,6 +55,8 @@ struct migration {
     uint64_t accepted_at, last_notify;
     struct cpu_watch cpu;
     uint64_t tracking_at; /* when tracking had started */
+    struct costs_key costs_key;
+    struct fixed_costs costs; /* of migrations like this one, as known at its start */
     struct channel *channel;
     struct transport *transport;
     struct tracker *tracker;
@@ -98,6 +102,15 @@ uint64_t source_pages_written(struct migration *m);
 
 /* The totals so far, while the lanes are there to be asked. */
 void source_note_totals(struct migration *m);
+
+/* Recalls what migrations like this one cost. Blocks on the file system. */
+void source_recall(struct migration *m, const struct guest_description *guest);
+/* Before the first round: the prediction, where a rehearsal came before. */
+void source_forecast(struct migration *m);
+/* After a round: the prediction anew, for the round's account and as the ETA. */
+void source_refine(struct migration *m, const struct policy_input *now);
+/* Keeps what the completed migration cost. Blocks on the file system; a failure is logged only. */
+void source_learn(struct migration *m);
 
 int source_greet(struct migration *m, struct error *err);
 int source_precopy(struct migration *m, struct error *err);

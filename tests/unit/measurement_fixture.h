@@ -53,6 +53,31 @@ static inline struct device_measurement example_device(const char *name, uint64_
     return d;
 }
 
+/* 20 of them, the last one paused. */
+static inline void add_example_rounds(struct measurement *m)
+{
+    for (uint64_t i = 0; i < 20; i++) {
+        struct round_measurement *round = measurement_add_round(m);
+
+        cr_assert(round);
+        *round = (struct round_measurement){
+            .pages = 100 + i,
+            .zero_pages = 10 + i,
+            .skipped_pages = i,
+            .bytes = (90 + i) << 12,
+            .wire_bytes = (91 + i) << 12,
+            .start_ns = i * NS_PER_S + 1,
+            .ns = NS_PER_MS + i,
+            .dirty_pages_after = i == 19 ? 0 : 101 + i,
+            .predicted_downtime_ns = i == 19 ? 0 : 30 * NS_PER_MS + i,
+            .predicted_total_ns = i == 19 ? 0 : 1100 * NS_PER_MS + i,
+            .guest_pages_written = 70000000 + i,
+            .throttle = (unsigned)i,
+            .paused = i == 19,
+        };
+    }
+}
+
 /* A migration that went well, with no two figures alike. */
 static inline struct measurement full_measurement(void)
 {
@@ -120,26 +145,7 @@ static inline struct measurement full_measurement(void)
     fill_host(&m.destination_half.host, "there");
     m.source_device = example_device("rxe0", 0);
     m.destination_half.device = example_device("mlx5_0", 1);
-    for (uint64_t i = 0; i < 20; i++) {
-        struct round_measurement *round = measurement_add_round(&m);
-
-        cr_assert(round);
-        *round = (struct round_measurement){
-            .pages = 100 + i,
-            .zero_pages = 10 + i,
-            .skipped_pages = i,
-            .bytes = (90 + i) << 12,
-            .wire_bytes = (91 + i) << 12,
-            .start_ns = i * NS_PER_S + 1,
-            .ns = NS_PER_MS + i,
-            .dirty_pages_after = i == 19 ? 0 : 101 + i,
-            .predicted_downtime_ns = i == 19 ? 0 : 30 * NS_PER_MS + i,
-            .predicted_total_ns = i == 19 ? 0 : 1100 * NS_PER_MS + i,
-            .guest_pages_written = 70000000 + i,
-            .throttle = (unsigned)i,
-            .paused = i == 19,
-        };
-    }
+    add_example_rounds(&m);
     return m;
 }
 
