@@ -15,6 +15,7 @@
 #include "migrate/preflight.h"
 #include "migrate/trial.h"
 #include "transport/base/clock.h"
+#include "transport/base/log.h"
 
 enum {
     REACH_MS = 5000,
@@ -234,8 +235,16 @@ static int run_trial(struct rehearsing *r, const struct inquiry *q,
         result = trial_run(&config, LANES_MS, &trial, err);
     if (result)
         return result;
+    uint64_t asked_ns = path->setup_ns;
     path->setup_ns += trial.connect_ns + r->tracking_ns;
     weigh(&trial, path);
+    log_line(
+        LOG_DEBUG,
+        "rehearsal over %s: questions %.1f ms, tracking %.1f ms, lanes %.1f ms, %u pieces with "
+        "%.1f MiB in %.1f ms, the first in %.1f ms, set-up in all %.1f ms",
+        r->options.destination.scheme, ns_to_ms(asked_ns), ns_to_ms(r->tracking_ns),
+        ns_to_ms(trial.connect_ns), trial.piece_count, (double)trial.bytes / (1 << 20),
+        ns_to_ms(trial.ns), ns_to_ms(trial.pieces[0].at_ns), ns_to_ms(path->setup_ns));
     path->zero_bandwidth = r->sample.zero_bandwidth;
     path->round_ns = median_fence(&trial) + r->out->guest.collect_ns;
     path->guest_share =
