@@ -72,20 +72,58 @@ struct tail {
     double decay, power; /* decay * (t / end_ns) ^ -power; 0: straight */
 };
 
-/* Pages that would have been new on a straight curve were written before: that takes some of them
- * not to be chance, and some percent not to be the guest's pace. */
-static bool is_bent(double earlier, double later)
+/* The guest's curve between two of its windows (or its beginning and one). */
+struct piece {
+    double middle_ns, ns, pages;
+};
+
+static struct piece piece_between(const struct dirty_profile *p, double begin_ns, double end_ns)
 {
-    return earlier - later > CHANCE_PAGES && later < earlier * (1 - CHANCE_PERCENT / 100.0);
+    return (struct piece){.middle_ns = (begin_ns + end_ns) / 2,
+                          .ns = end_ns - begin_ns,
+                          .pages = total_pages(p, end_ns) - total_pages(p, begin_ns)};
 }
 
-/* How fast the growth falls off around `ns` * 2 / 3, from the thirds of the curve up to `ns`. */
-static double find_decay(const struct dirty_profile *p, double ns)
+/* The window that is nearest to `ns`, of those below `limit_ns`; 0: there is none. */
+static double nearest_ns(const struct dirty_profile *p, double ns, double limit_ns)
 {
-    double first = total_pages(p, ns / 3), middle = total_pages(p, ns * 2 / 3);
-    double earlier = middle - first, later = total_pages(p, ns) - middle;
+    double nearest = 0;
 
-    return is_bent(earlier, later) ? log(earlier / larger(later, 1)) / (ns / 3) : 0;
+    for (unsigned i = 0; i < p->window_count && (double)p->windows[i].ns < limit_ns; i++)
+        if (fabs((double)p->windows[i].ns - ns) <= fabs(nearest - ns))
+            nearest = (double)p->windows[i].ns;
+    return nearest;
+}
+
+/* The middle and the last third up to `end_ns`, as near as there are windows. */
+static void find_pieces(const struct dirty_profile *p, double end_ns, struct piece pieces[2])
+{
+    double second = nearest_ns(p, end_ns * 2 / 3, end_ns);
+    double first = nearest_ns(p, end_ns / 3, second);
+
+    pieces[0] = piece_between(p, first, second);
+    pieces[1] = piece_between(p, second, end_ns);
+}
+
+/* Pages that would have been new on a straight curve were written before: that takes some of them
+ * not to be chance, and some percent not to be the guest's pace. */
+static bool is_bent(const struct piece pieces[2])
+{
+    double straight = pieces[0].pages * pieces[1].ns / larger(pieces[0].ns, 1);
+
+    return straight - pieces[1].pages > CHANCE_PAGES &&
+           pieces[1].pages < straight * (1 - CHANCE_PERCENT / 100.0);
+}
+
+/* How fast the growth falls off between the middles of the pieces; 0: not so that it shows. */
+static double find_decay(const struct piece pieces[2])
+{
+    double earlier = pieces[0].pages / larger(pieces[0].ns, 1);
+    double later = larger(pieces[1].pages, 1) / larger(pieces[1].ns, 1);
+
+    if (!is_bent(pieces))
+        return 0;
+    return larger(log(earlier / later), 0) / (pieces[1].middle_ns - pieces[0].middle_ns);
 }
 
 static double decay_at(const struct tail *tail, double ns)
@@ -95,16 +133,21 @@ static double decay_at(const struct tail *tail, double ns)
 
 static struct tail find_tail(const struct dirty_profile *p)
 {
+    struct piece late[2], early[2];
     double end_ns = larger(last_ns(p), 1);
-    double growth = total_pages(p, end_ns) - total_pages(p, end_ns * 2 / 3);
-    double late = find_decay(p, end_ns), early = find_decay(p, end_ns / 2);
-    struct tail tail = {.end_ns = end_ns, .rate = growth / (end_ns / 3)};
 
-    if (late <= 0)
+    find_pieces(p, end_ns, late);
+    find_pieces(p, nearest_ns(p, end_ns / 2, end_ns), early);
+    struct tail tail = {.end_ns = end_ns, .rate = late[1].pages / larger(late[1].ns, 1)};
+    double decay = find_decay(late), before = find_decay(early);
+    if (decay <= 0)
         return tail;
-    tail.power = smaller(larger(log2(early / late), 0), most_power);
-    tail.decay = late * pow(2.0 / 3, tail.power);
-    tail.rate *= exp(-decay_at(&tail, end_ns * 5 / 6) * end_ns / 6);
+    double at_ns = (late[0].middle_ns + late[1].middle_ns) / 2;
+    double before_ns = (early[0].middle_ns + early[1].middle_ns) / 2;
+    tail.power = smaller(larger(log(before / decay) / log(at_ns / before_ns), 0), most_power);
+    tail.decay = decay * pow(at_ns / end_ns, tail.power);
+    tail.rate *=
+        exp(-decay_at(&tail, (late[1].middle_ns + end_ns) / 2) * (end_ns - late[1].middle_ns));
     return tail;
 }
 

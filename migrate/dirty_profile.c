@@ -134,31 +134,42 @@ static void cut_bands(struct sampler *s, struct dirty_profile *out)
     }
 }
 
-/* Every `stride`-th page of the present ones, `before` of which lie before this extent. */
-static uint64_t count_zero(const char *base, const struct extent *e, uint64_t before,
-                           uint64_t stride)
-{
-    uint64_t pages = e->length / GUEST_PAGE_SIZE, zero = 0;
-    uint64_t first = (stride - before % stride) % stride;
+/* Present pages to look at, in order, by their number among them. */
+struct zero_walk {
+    uint64_t next, stride, dice, samples, zero;
+};
 
-    for (uint64_t i = first; i < pages; i += stride)
-        zero += page_is_zero(base + e->offset + i * GUEST_PAGE_SIZE);
-    return zero;
+/* On by `stride` pages on average: equal steps could be in step with how memory is laid out. */
+static void step_on(struct zero_walk *w)
+{
+    w->dice = w->dice * 6364136223846793005ull + 1442695040888963407ull;
+    w->next += 1 + (w->dice >> 33) % (2 * w->stride - 1);
+}
+
+static void count_zero(struct zero_walk *w, const char *base, uint64_t before, uint64_t pages)
+{
+    while (w->next < before + pages) {
+        w->zero += page_is_zero(base + (w->next - before) * GUEST_PAGE_SIZE);
+        w->samples++;
+        step_on(w);
+    }
 }
 
 static void estimate_zero_pages(const struct sampler *s, struct dirty_profile *out)
 {
-    uint64_t pages = present_pages(s), before = 0, zero = 0;
-    uint64_t stride = pages / ZERO_SAMPLES + 1, samples = (pages + stride - 1) / stride;
+    uint64_t pages = present_pages(s), before = 0;
+    struct zero_walk walk = {.stride = pages / ZERO_SAMPLES + 1};
 
     for (unsigned i = 0; i < s->region_count; i++) {
+        const char *host = s->regions[i].host;
         for (size_t k = 0; k < s->present[i].count; k++) {
             const struct extent *e = &s->present[i].extents[k];
-            zero += count_zero(s->regions[i].host, e, before, stride);
+            count_zero(&walk, host + e->offset, before, e->length / GUEST_PAGE_SIZE);
             before += e->length / GUEST_PAGE_SIZE;
         }
     }
-    out->zero_pages = samples ? pages * zero / samples : 0;
+    if (walk.samples)
+        out->zero_pages = (uint64_t)((double)pages * (double)walk.zero / (double)walk.samples);
 }
 
 /* --- Taking and looking */
