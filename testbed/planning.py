@@ -45,7 +45,8 @@ class Question:
         try:
             return json.dumps(question, separators=(",", ":"), allow_nan=False)
         except ValueError:
-            raise Failure(f"'{self.source}' holds a number that is not finite; make it anew with wander predict") from None
+            raise Failure(f"'{self.source}' holds a number that is not finite; make it anew with wander "
+                          f"predict") from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from cases import run_cases
-from hosts import PROGRAM, ROOT, expect
+from hosts import PROGRAM, ROOT, World, expect, running
 
 import plan_input
 import planning
@@ -386,6 +386,32 @@ def values(context):
             same(f"{read.__name__} '{text}'", read(text), wanted)
 
 
+def carried_out(context):
+    """From real guests, profiled, to guests that run at the destination, by the script that was written."""
+    with World() as world:
+        here, there = world.host("here"), world.host("there")
+        receiver, files = there.receive(), []
+        for number, name in enumerate(["small", "middle", "large"], 1):
+            here.lab(name, memory=f"{48 * number}M", workload=f"touch={16 * number}M,hot=1M,rate=500",
+                     accel="synthetic")
+            files.append(world.path / f"{name}.json")
+            done = here.run("predict", name, receiver.uri, "--sample", "200ms", "--json", files[-1], seconds=60)
+            expect(done.returncode == 0, f"expected a profile of {name}; got exit code {done.returncode}:\n{done.stdout}"
+                                         f"{done.stderr}")
+        commands = world.path / "evacuate"
+        found, said = planned(world.path, *files, "--link", "1Gbit", "--at-a-time", "2", "--commands", commands, "--to",
+                              receiver.uri.partition("//")[2])
+        same("who goes first", [move["name"] for move in found["guests"]], ["large", "middle", "small"])
+        program = world.path / "bin"
+        program.mkdir()
+        (program / "wander").symlink_to(Path(PROGRAM).resolve())
+        ran = subprocess.run([commands], env={**here.env, "PATH": f"{program}:{os.environ['PATH']}"}, text=True,
+                             capture_output=True)
+        expect(ran.returncode == 0, f"expected the script to move all; it exited with {ran.returncode}: {ran.stderr}")
+        expect(running([(there, name) for name in ("small", "middle", "large")]),
+               f"expected all guests to run at the destination; the script said:\n{ran.stdout}{ran.stderr}")
+
+
 CASES = {
     "schedules": schedules,
     "orders": orders,
@@ -396,6 +422,7 @@ CASES = {
     "bounds-and-ties": bounds_and_ties,
     "script": script,
     "many": many,
+    "carried-out": carried_out,
     "errors": errors,
     "values": values,
 }
