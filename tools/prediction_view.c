@@ -70,6 +70,8 @@ static int read_view(const cJSON *answer, struct view *v, struct error *err)
         if (!result && v->count < REHEARSAL_MAX_PATHS)
             result = read_column(path, &v->columns[v->count++], err);
     }
+    if (!result && v->guest.window_count == 0)
+        result = error_set(err, EPROTO, "the guest's process answered without having watched");
     if (!result && v->count == 0)
         result = error_set(err, EPROTO, "the guest's process answered with no transport at all");
     return result;
