@@ -26,7 +26,6 @@ enum {
     FUTILE_ROUNDS = 3,
     THROTTLE_STEP = 10,
     THROTTLE_MAX = 99,
-    ETA_ROUNDS = 1000,
     SETTLED_ROUND_BYTES = 1 << 20,
     RECENT_ROUNDS = 3,
     ASSUMED_BANDWIDTH = 1 << 30,
@@ -318,74 +317,4 @@ uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count)
         return ASSUMED_BANDWIDTH;
     uint64_t rate = double_to_u64((double)bytes * (double)NS_PER_S / (double)ns);
     return rate ? rate : 1;
-}
-
-/* The round that follows `last` if the dirty rate stays in proportion to the time the vCPUs get. */
-static struct policy_round next_round(const struct policy_round *last, unsigned throttle,
-                                      uint64_t bandwidth)
-{
-    double before = 1 - smaller(last->throttle, THROTTLE_MAX) / 100.0;
-    double after = 1 - smaller(throttle, THROTTLE_MAX) / 100.0;
-    uint64_t bytes = pages_to_bytes(last->dirty_pages_after);
-    uint64_t ns = transfer_ns(bytes, bandwidth);
-    double dirty = dirty_pages_per_s(last) * after / before * ((double)ns / (double)NS_PER_S);
-
-    return (struct policy_round){
-        .pages = last->dirty_pages_after,
-        .bytes = bytes,
-        .ns = ns,
-        .dirty_pages_after = double_to_u64(dirty),
-        .dirty_ns = ns,
-        .throttle = throttle,
-    };
-}
-
-/* The decision depends on the last FUTILE_ROUNDS only (and on there being so many). */
-static size_t recent_rounds(const struct policy_input *input,
-                            struct policy_round recent[FUTILE_ROUNDS])
-{
-    size_t count = input->round_count < FUTILE_ROUNDS ? input->round_count : FUTILE_ROUNDS;
-
-    memcpy(recent, input->rounds + input->round_count - count, count * sizeof(*recent));
-    return count;
-}
-
-static void append_round(struct policy_round recent[FUTILE_ROUNDS], size_t *count,
-                         struct policy_round round)
-{
-    if (*count == FUTILE_ROUNDS)
-        memmove(recent, recent + 1, --*count * sizeof(*recent));
-    recent[(*count)++] = round;
-}
-
-/* With an end to come by force, never later than that. */
-static uint64_t eta_by_force(const struct policy_input *input, const struct policy_limits *limits)
-{
-    if (!limits->max_time_ns || limits->on_timeout != ON_TIMEOUT_FORCE)
-        return UINT64_MAX;
-    return limits->max_time_ns > input->elapsed_ns ? limits->max_time_ns - input->elapsed_ns : 0;
-}
-
-uint64_t policy_eta(const struct policy_input *input, const struct policy_limits *limits)
-{
-    struct policy_round recent[FUTILE_ROUNDS];
-    struct policy_input future = *input;
-    uint64_t forced_ns = eta_by_force(input, limits);
-
-    future.rounds = recent;
-    future.round_count = recent_rounds(input, recent);
-    for (unsigned i = 0; i < ETA_ROUNDS; i++) {
-        enum reason reason;
-        struct policy_decision d = decide(&future, limits, &reason);
-        uint64_t ns = future.elapsed_ns - input->elapsed_ns;
-
-        if (d.action == POLICY_SWITCH_OVER)
-            return ns < forced_ns ? ns : forced_ns;
-        if (d.action == POLICY_GIVE_UP)
-            return UINT64_MAX;
-        struct policy_round round = next_round(last_round(&future), d.throttle, input->bandwidth);
-        append_round(recent, &future.round_count, round);
-        future.elapsed_ns = saturating_add(future.elapsed_ns, round.ns);
-    }
-    return forced_ns;
 }

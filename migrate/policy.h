@@ -71,8 +71,4 @@ uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count);
 /* The downtime if `last_bytes` were still to be sent with the guest paused. */
 uint64_t policy_predict_downtime(const struct policy_input *input, uint64_t last_bytes);
 
-/* Nanoseconds until the switchover if things go on as in the last rounds; UINT64_MAX: as they go,
- * never. */
-uint64_t policy_eta(const struct policy_input *input, const struct policy_limits *limits);
-
 #endif

@@ -278,73 +278,56 @@ Test(policy, predicts_downtime_in_nanoseconds)
     }
 }
 
-Test(policy, eta_knows_the_ends)
+/* Over the most recent rounds in which enough was sent, as the engine measures it. */
+Test(policy, measures_bandwidth_over_settled_rounds)
 {
     static const struct {
         const char *name;
-        struct round_case rounds[4];
-        uint64_t max_time_ms, elapsed_ms;
-        enum on_timeout on_timeout;
-        unsigned throttle_max;
-        uint64_t low_ms, high_ms;
+        struct round_case rounds[4]; /* MiB sent, ms */
+        uint64_t want_mib;
     } cases[] = {
-        {"fits: now", {{1000, 1000, 10}}, .high_ms = 0},
-        {"never", {{1000, 1000, 1000}}, .low_ms = UINT64_MAX, .high_ms = UINT64_MAX},
-        {"never, for it is given up",
-         {{1000, 1000, 1000}},
-         .max_time_ms = 5000,
-         .elapsed_ms = 1000,
-         .low_ms = UINT64_MAX,
-         .high_ms = UINT64_MAX},
-        {"by force",
-         {{1000, 1000, 1000}},
-         .max_time_ms = 5000,
-         .elapsed_ms = 1000,
-         .on_timeout = ON_TIMEOUT_FORCE,
-         .low_ms = 4000,
-         .high_ms = 4000},
-        {"by force, in the midst of a round",
-         {{1000, 1000, 1000}},
-         .max_time_ms = 5500,
-         .elapsed_ms = 1000,
-         .on_timeout = ON_TIMEOUT_FORCE,
-         .low_ms = 4500,
-         .high_ms = 4500},
-        {"force is overdue",
-         {{1000, 1000, 1000}},
-         .max_time_ms = 5000,
-         .elapsed_ms = 6000,
-         .on_timeout = ON_TIMEOUT_FORCE,
-         .high_ms = 0},
-        {"throttled later: a round as now, then halves",
-         {{1000, 1000, 1000}},
-         .throttle_max = 99,
-         .low_ms = 2500,
-         .high_ms = 3100},
-        {"throttled, but too little",
-         {{1000, 1000, 4000}},
-         .throttle_max = 10,
-         .low_ms = UINT64_MAX,
-         .high_ms = UINT64_MAX},
+        {"one round", {{100, 1000}}, 100},
+        {"the last three of four", {{4000, 1000}, {100, 1000}, {200, 1000}, {300, 1000}}, 200},
+        {"none that is large enough: an assumption", {{0, 1000}}, 1024},
+        {"small ones do not count", {{100, 500}, {0, 1000}, {0, 1000}}, 200},
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct policy_round rounds[4];
-        struct policy_input input = {.rounds = rounds,
-                                     .round_count = fill_rounds(cases[i].rounds, 4, rounds),
-                                     .elapsed_ns = MS(cases[i].elapsed_ms),
-                                     .bandwidth = MIB(1000)};
-        struct policy_limits limits = {.downtime_ns = MS(20),
-                                       .max_time_ns = MS(cases[i].max_time_ms),
-                                       .on_timeout = cases[i].on_timeout,
-                                       .throttle_max = cases[i].throttle_max};
-        uint64_t eta = policy_eta(&input, &limits);
-        uint64_t ms = eta == UINT64_MAX ? UINT64_MAX : eta / NS_PER_MS;
+        size_t count = 0;
+        for (; count < 4 && cases[i].rounds[count].ms; count++)
+            rounds[count] = (struct policy_round){.bytes = MIB(cases[i].rounds[count].mib),
+                                                  .ns = MS(cases[i].rounds[count].ms)};
+        uint64_t got = policy_bandwidth(rounds, count);
+        cr_expect_eq(got, MIB(cases[i].want_mib), "%s: %llu bytes/s, not %llu", cases[i].name,
+                     (unsigned long long)got, (unsigned long long)MIB(cases[i].want_mib));
+    }
+}
 
-        cr_expect(ms >= cases[i].low_ms && ms <= cases[i].high_ms,
-                  "%s: expected %llu to %llu ms, got %llu", cases[i].name,
-                  (unsigned long long)cases[i].low_ms, (unsigned long long)cases[i].high_ms,
-                  (unsigned long long)ms);
+/* Whoever decides without words decides the same. */
+Test(policy, chooses_as_it_decides)
+{
+    for (size_t i = 0; i < sizeof(decision_cases) / sizeof(decision_cases[0]); i++) {
+        const struct decision_case *c = &decision_cases[i];
+        struct policy_round rounds[4];
+        struct policy_input input = {.rounds = rounds,
+                                     .round_count = fill_rounds(c->rounds, 4, rounds),
+                                     .elapsed_ns = MS(c->elapsed_ms),
+                                     .bandwidth = MIB(1000),
+                                     .state_bytes = c->state_bytes,
+                                     .fixed_ns = c->fixed_ns,
+                                     .pause_delay_ns = c->pause_delay_ns};
+        struct policy_limits limits = {.downtime_ns = MS(c->limit_ms),
+                                       .max_time_ns = MS(c->max_time_ms),
+                                       .on_timeout = c->on_timeout,
+                                       .throttle_max = c->throttle_max};
+        struct policy_decision with = policy_decide(&input, &limits);
+        struct policy_decision without = policy_choose(&input, &limits);
+
+        cr_expect(with.action == without.action && with.throttle == without.throttle &&
+                      with.forced == without.forced &&
+                      with.predicted_last_bytes == without.predicted_last_bytes,
+                  "%s: %s, but %s", c->name, action_name(with.action), action_name(without.action));
     }
 }
 

@@ -240,25 +240,3 @@ Test(policy_simulated, depends_on_nothing_but_its_input)
                   "seed %d: first \"%s\", then \"%s\"", seed, d.why, again.why);
     }
 }
-
-Test(policy_simulated, eta_is_what_remains_when_the_load_stays_as_it_is)
-{
-    for (int percent = 5; percent < 90; percent += 5) {
-        struct simulation s = {.present = PAGES(4096),
-                               .hot = 1ull << 40, /* never saturates */
-                               .rate = (double)PAGES(1000) * percent / 100,
-                               .bandwidth = MIB(1000)};
-        struct policy_limits limits = {.downtime_ns = MS(20)};
-
-        s.input.rounds = s.rounds;
-        s.input.bandwidth = s.bandwidth;
-        run_round(&s, 0);
-        uint64_t eta = policy_eta(&s.input, &limits), before = s.input.elapsed_ns;
-        while (policy_decide(&s.input, &limits).action == POLICY_ANOTHER_ROUND)
-            run_round(&s, 0);
-        double real = (double)(s.input.elapsed_ns - before);
-        cr_expect(fabs((double)eta - real) <= 0.02 * real + 1e6,
-                  "%d %% of the bandwidth: ETA %.3f s, it took %.3f s", percent, (double)eta / 1e9,
-                  real / 1e9);
-    }
-}

@@ -292,6 +292,61 @@ Test(prediction, a_guest_that_writes_faster_than_is_sent_has_no_end)
     cr_expect_gt(p.needed_bandwidth, 100 * mib_per_s, "%s", p.why);
 }
 
+struct rest_case {
+    const char *name;
+    struct policy_round last;
+    uint64_t elapsed_ms;
+    struct policy_limits limits;
+    bool converges;
+    double rest_ms, tolerance_ms;
+};
+
+#define ROUND(mib, ms, dirty_mib)                                                                  \
+    {                                                                                              \
+        (mib) * MIB_PAGES, (mib)*1048576ull, MS(ms), (dirty_mib)*MIB_PAGES, MS(ms), 0              \
+    }
+
+/* clang-format off */
+/* At 100 MiB/s, without a curve: as things go. Downtime 10 ms and what is left, end 5 ms. */
+static const struct rest_case rest_cases[] = {
+    {"fits", ROUND(100, 1000, 1), 1000, {.downtime_ns = MS(50)}, true, 25, 5},
+    {"half each round", ROUND(100, 1000, 50), 1000, {.downtime_ns = MS(50)}, true, 1000, 60},
+    {"never", ROUND(100, 1000, 100), 1000, {.downtime_ns = MS(50)}, false, 0, 0},
+    {"by force", ROUND(100, 1000, 100), 1000,
+     {.downtime_ns = MS(50), .max_time_ns = MS(5500), .on_timeout = ON_TIMEOUT_FORCE},
+     true, 6015, 60},
+    {"force is overdue", ROUND(100, 1000, 100), 6000,
+     {.downtime_ns = MS(50), .max_time_ns = MS(5000), .on_timeout = ON_TIMEOUT_FORCE},
+     true, 1020, 60},
+    {"out of time", ROUND(100, 1000, 100), 1000,
+     {.downtime_ns = MS(50), .max_time_ns = MS(5000)}, false, 0, 0},
+    {"throttled later: a round as now, then halves", ROUND(100, 1000, 100), 1000,
+     {.downtime_ns = MS(50), .throttle_max = 99}, true, 2900, 400},
+    {"throttled, but too little", ROUND(100, 1000, 400), 1000,
+     {.downtime_ns = MS(50), .throttle_max = 10}, false, 0, 0},
+};
+/* clang-format on */
+
+Test(prediction, goes_on_as_the_last_round_did)
+{
+    for (size_t i = 0; i < sizeof(rest_cases) / sizeof(rest_cases[0]); i++) {
+        const struct rest_case *c = &rest_cases[i];
+        struct path_profile path = plain_path();
+        struct fixed_costs costs = plain_costs();
+        struct policy_input now = {.rounds = &c->last,
+                                   .round_count = 1,
+                                   .elapsed_ns = MS(c->elapsed_ms),
+                                   .bandwidth = 100 * mib_per_s};
+        struct prediction p;
+
+        prediction_refine(NULL, &path, &costs, &c->limits, &now, &p);
+        cr_expect_eq(p.converges, c->converges, "%s: %s", c->name, p.why);
+        if (p.converges)
+            expect_ms(c->name, p.total_ns.expected, (double)c->elapsed_ms + c->rest_ms,
+                      c->tolerance_ms);
+    }
+}
+
 /* --- Whatever figures it is given */
 
 static double any(double low, double high)
