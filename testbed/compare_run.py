@@ -34,6 +34,7 @@ class Cell:
     def __init__(self, scenario, point, contender):
         self.scenario, self.point, self.contender = scenario["name"], point, contender
         self.tried, self.totals, self.warm_ups, self.left_out = {}, [], 0, None
+        self.most = scenario.get("max_repeats")
 
     @property
     def key(self):
@@ -52,9 +53,12 @@ class Cell:
 
     def wants(self, repeat, options):
         """Whether this repeat is still to be made."""
-        if self.left_out or repeat in self.tried or self.hopeless():
+        if self.left_out or repeat in self.tried or self.hopeless() or repeat > self.limit(options):
             return False
         return repeat <= options.repeats or not self.known(options.confidence)
+
+    def limit(self, options):
+        return max(options.repeats, min(options.max_repeats, self.most or options.max_repeats))
 
     def known(self, share):
         return comparison.precise(comparison.median_interval(self.totals), share)
@@ -79,7 +83,7 @@ class Session:
 
     def prepare(self, stack):
         """Notes how the link is, and sees that it is so again afterwards."""
-        self.interfaces = [interface_of(end) for end in self.ends]
+        self.interfaces = [nic_counters.interface_of(end) for end in self.ends]
         self.mtu_before = self.mtu = mtu_of(self.ends[0], self.interfaces[0])
         stack.callback(self.restore)
         if self.machine:
@@ -128,11 +132,6 @@ class Session:
         found = link_limits.measure(*self.ends, with_rdma, DEFAULT_LANES, self.run.warn)
         self.boot["limits"] += [{**limit, "link": settings["link"], "mtu": self.mtu} for limit in found]
         self.run.store.save()
-
-
-def interface_of(end):
-    said = end.host.run(["ip", "-o", "address", "show", "to", end.address], check=False).stdout.split()
-    return said[1] if len(said) > 1 else None
 
 
 def mtu_of(end, interface):
@@ -238,7 +237,7 @@ class Run:
     def missing_of(self, cell):
         """How many repeats a cell lacks, as far as is known now."""
         return sum(cell.wants(repeat, self.options) for repeat in range(1, self.options.repeats + 1)) or \
-            int(len(cell.tried) < self.options.max_repeats and cell.wants(self.next_repeat(cell), self.options))
+            int(cell.wants(self.next_repeat(cell), self.options))
 
     def next_repeat(self, cell):
         return max(cell.tried, default=0) + 1
@@ -274,12 +273,14 @@ class Run:
         self.say_unknown(cells)
 
     def say_unknown(self, cells):
-        for cell in cells:
-            if cell.hopeless():
-                self.warn(f"{cell.scenario}/{cell.key}: every one of {len(cell.tried)} moves failed")
-            elif not cell.left_out and not cell.known(self.options.confidence):
-                self.warn(f"{cell.scenario}/{cell.key}: after {len(cell.tried)} repeats the 95 % interval of the "
-                          f"median total time is still wider than ±{self.options.confidence:.0%}")
+        for cell in filter(Cell.hopeless, cells):
+            self.warn(f"{cell.scenario}/{cell.key}: every one of {len(cell.tried)} moves failed")
+        vague = [cell for cell in cells if cell.tried and not cell.hopeless() and
+                 not cell.known(self.options.confidence)]
+        if vague:
+            self.warn(f"{vague[0].scenario}: the 95 % interval of the median total time is still wider than "
+                      f"±{self.options.confidence:.0%} after {len(vague[0].tried)} repeats: "
+                      f"{', '.join(cell.key for cell in vague)}")
 
     # --- one move
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hosts
@@ -276,17 +277,18 @@ def await_account(end, guest, what, holds, seconds=30):
 @contextlib.contextmanager
 def passage(source, destination, scheme, guest):
     """A Passage of a fresh guest that has begun its work. Leaves no process behind."""
-    listen = destination.uri("tcp", 0)
-    receiver, said = destination.start("receive", "--listen", listen, "--insecure", "--once", says="listening on")
-    processes = [receiver]
+    with ThreadPoolExecutor(1) as aside:
+        waiting = aside.submit(destination.start, "receive", "--listen", destination.uri("tcp", 0), "--insecure",
+                               "--once", says="listening on")
+        lab, _ = source.start(*guest.arguments(), says="runs here", seconds=60)
+        receiver, said = waiting.result()
     try:
-        processes.append(source.start(*guest.arguments(), says="runs here", seconds=60)[0])
         if guest.writes():
             await_account(source, guest, "the guest to write pages", lambda account: account["pages_written"] > 0)
-        yield Passage(guest, processes[1], receiver, destination.uri(scheme, port_of(said)))
+        yield Passage(guest, lab, receiver, destination.uri(scheme, port_of(said)))
     finally:
         # Also when the session's process is not the receiver's any more.
-        for process in reversed(processes):
+        for process in (lab, receiver):
             process.end()
 
 

@@ -12,7 +12,7 @@ from virtual import shaping
 from virtual.packages import Trouble
 
 HERE = Path(__file__).resolve().parent / "scenarios"
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIZE = re.compile(r"\d+(\.\d+)?([KMGT](i?B)?)?")
 TRANSPORTS = ("tcp", "rdma")
 MOST_GUESTS, MOST_VCPUS, LEAST_MTU, MOST_MTU = 64, 64, 1280, 9000
@@ -43,7 +43,7 @@ def text(value, key):
 
 def name(value, key):
     need(isinstance(value, str) and NAME.fullmatch(value), key,
-         f"expected a name of small letters, digits, '.', '_' and '-'; got {value!r}")
+         f"expected a name of letters, digits, '.', '_' and '-'; got {value!r}")
     return value
 
 
@@ -142,6 +142,7 @@ FILE = table({
     "contender": listed(table({"name": name, "transport": one_of(*TRANSPORTS), "options": options},
                               ["name", "transport"])),
     "plots": listed(figure),
+    "max_repeats": count(1000),
     "published": listed(table({"what": text, "figure": text, "source": text, "known": one_of("read", "reported")},
                               ["what", "figure", "source", "known"])),
 }, ["title", "question"])
@@ -194,7 +195,7 @@ def expand(file, scenario, content):
         "points": unique([point_of(file, point, f"point[{index}]") for index, point in enumerate(points)], "point",
                          "id"),
         "plots": [{"y": plot} for plot in file.get("plots", DEFAULT_PLOTS)],
-        "published": file.get("published", []), "text": content,
+        "max_repeats": file.get("max_repeats"), "published": file.get("published", []), "text": content,
     }
 
 
@@ -202,7 +203,7 @@ def parse(content, path):
     """The scenario that a file's text describes; a Failure names the file and the key."""
     scenario = Path(path).stem
     try:
-        need(NAME.fullmatch(scenario), "the file's name", "expected small letters, digits, '.', '_' and '-'")
+        need(NAME.fullmatch(scenario), "the file's name", "expected letters, digits, '.', '_' and '-'")
         return expand(FILE(tomllib.loads(content), ""), scenario, content)
     except tomllib.TOMLDecodeError as error:
         raise Failure(f"{path}: this is not TOML: {error}") from None

@@ -168,6 +168,10 @@ def growth(context):
         warnings = run.store.document["warnings"]
         expect(len(warnings) == 1 and "500/two" in warnings[0] and "8 repeats" in warnings[0],
                f"expected a warning about what is not known well; got {warnings}")
+    with without_hosts(totals), a_run("max_repeats = 6\n" + TINY) as run:
+        run.run()
+        made = [len(cell.tried) for cell in run.cells]
+        expect(made == [5, 5, 5, 6], f"expected the scenario's own limit to hold; got {made}")
 
 
 def failures(context):
