@@ -1,5 +1,5 @@
-"""What is made of repeated measurements: medians, quartiles, intervals, paired ratios, tables and bars as text, and what
-may be concluded. Nothing here talks to a host."""
+"""What is made of repeated measurements: medians, quartiles, intervals, ratios, tables and bars as text, and what may be
+concluded. Nothing here talks to a host."""
 
 import functools
 import math
@@ -104,8 +104,8 @@ def bootstrap_ends(values, confidence):
 
 
 def median_interval(values, confidence=CONFIDENCE):
-    """The median and where it lies with `confidence`; None when nothing is known. Of fewer than 6 values the interval is
-    their range, whose own confidence is told: it holds the median unless all lie on one side of it."""
+    """The median and where it lies with `confidence`; None when nothing is known. Of fewer than 6 values the interval
+    is their range, whose own confidence is told: it holds the median unless all lie on one side of it."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -155,10 +155,10 @@ def together(left, right):
 
 
 def compare_medians(ours, theirs, confidence=RATIO_CONFIDENCE):
-    """How ours compares with theirs, both [(boot, value)]: the median ratio of all pairs of one boot (Hodges and Lehmann)
-    and its interval from the exact distribution of the rank sum (Wilcoxon), which assumes no shape of the noise and
-    that outliers cannot stretch. None without a pair. `shown`: the interval leaves out 1; `enough`: there are runs
-    enough for such an interval at all."""
+    """How ours compares with theirs, both [(boot, value)]: the median ratio of all pairs of one boot (Hodges and
+    Lehmann) and its interval from the exact distribution of the rank sum (Wilcoxon), which assumes no shape of the
+    noise and that outliers cannot stretch. None without a pair. `shown`: the interval leaves out 1; `enough`: there
+    are runs enough for such an interval at all."""
     ratios, orders = [], [1]
     for boot in sorted({boot for boot, _ in ours} & {boot for boot, _ in theirs}, key=str):
         here, there = ([value for other, value in side if other == boot and value is not None and value > 0]

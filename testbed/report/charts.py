@@ -4,7 +4,7 @@ import math
 from collections import namedtuple
 
 from .markup import Markup, el
-from .moves import FIGURES, PARTS, ROLES, SIDES, entries, number
+from .moves import FIGURES, PARTS, ROLES, entries, number
 from .study import address
 from .svg import Drawing, Linear, Log, apart, cut, mark, plain, short, shown, style, wide
 
@@ -36,7 +36,7 @@ def run_words(move, value, key, outlier):
 
 
 def bounds(stats):
-    """The least and the most to draw: all runs and intervals but what is far off, which would press all else together."""
+    """The least and the most to draw: all but what is far off, which would press all else together."""
     near = [value for stat in stats for value, out in zip(stat.values, stat.outliers) if not out] or [0.0]
     ends = [stat.interval[end] for stat in stats for end in ("low", "high")]
     everything = [value for stat in stats for value in stat.values] + ends
@@ -97,14 +97,18 @@ def draw_runs(drawing, stat, index, x, scale, box):
             drawing.link(address(move), words, mark(beside, y, index, 2.6, hollow=out, opacity=None if out else 0.38))
 
 
+def traced(group, stat):
+    """What says of a mark which figure it is."""
+    return {"data_figure": stat.key, "data_stat": "median", "data_key": group.key, "data_value": repr(stat.median)}
+
+
 def draw_median(drawing, group, stat, index, x, scale, box):
     colour = style(index)[0]
     low, high = scale(stat.interval["low"]), scale(stat.interval["high"])
     drawing.line(x, low, x, max(high, box.top - 8), stroke=colour, width=1.6)
     for y in (low, high) if high >= box.top - 2 else (low,):
         drawing.line(x - 3.5, y, x + 3.5, y, stroke=colour, width=1.6)
-    drawing.mark(x, scale(stat.median), index, 4, cross=bool(group.unconverged()), data_figure=stat.key, data_stat="median",
-                 data_key=group.key, data_value=repr(stat.median))
+    drawing.mark(x, scale(stat.median), index, 4, cross=bool(group.unconverged()), **traced(group, stat))
 
 
 def draw_series(drawing, study, scenario, index, key, scales, box):
@@ -155,8 +159,10 @@ def describe(study, scenario, key):
     parts = []
     for group in study.of(scenario):
         stat = group.stat(key)
-        what = f"{with_unit(stat.median, key)} ({shown(stat.interval['low'], key)} to {shown(stat.interval['high'], key)})" \
-            if stat else "not known"
+        what = "not known"
+        if stat:
+            low, high = (shown(stat.interval[end], key) for end in ("low", "high"))
+            what = f"{with_unit(stat.median, key)} ({low} to {high})"
         parts.append(f"{group.contender['name']} at {group.point['label']}: {what}")
     return "Medians with intervals. " + "; ".join(parts)
 
@@ -227,8 +233,7 @@ def draw_strip(drawing, group, stat, index, y, scale, box):
         words = run_words(move, value, stat.key, out)
         x, beside = min(scale(value), box.right + 4), y + ((place % 3) - 1) * 4
         drawing.link(address(move), words, mark(x, beside, index, 2.6, hollow=out, opacity=None if out else 0.38))
-    drawing.mark(scale(stat.median), y, index, 4, cross=bool(group.unconverged()), data_figure=stat.key, data_stat="median",
-                 data_key=group.key, data_value=repr(stat.median))
+    drawing.mark(scale(stat.median), y, index, 4, cross=bool(group.unconverged()), **traced(group, stat))
     drawing.text(WIDTH - 2, y + 4, shown(stat.median, stat.key), "end", font_weight=600)
     far = [value for value in stat.values if scale(value) > box.right + 4]
     if far:
@@ -242,7 +247,7 @@ def chart(study, scenario, key):
 # --- what a run in the middle is made of
 
 PART_COLOURS = ("#27405f", "#4d7ba8", "#9cc0dc", "#8c6d2f", "#c9a24d", "#ecd9a4", "#9a9a9a")
-ROLE_COLOURS = ("#27405f", "#4d7ba8", "#a9c8e0", "#ecd9a4", "#b9b9b4")
+ROLE_COLOURS = ("#27405f", "#4d7ba8", "#a9c8e0", "#ecd9a4", "#b9b9b4", "#b9b9b4")
 
 
 def stacked_chart(rows, scale_name, names, colours, title):
@@ -285,9 +290,10 @@ def draw_bar(drawing, item, parts, y, scale):
     for name, colour in parts:
         value = item["segments"].get(name) or 0
         if value > 0:
-            shapes.append(el("rect", el("title", f"{name.replace('_', ' ')}: {plain(value)}"), x=float(scale(at)), y=y - 8.0,
-                             width=float(max(0.3, scale(at + value) - scale(at))), height=16, fill=colour, stroke="#fff",
-                             stroke_width=0.6))
+            width = float(max(0.3, scale(at + value) - scale(at)))
+            words = f"{name.replace('_', ' ')}: {plain(value)}"
+            shapes.append(el("rect", el("title", words), x=float(scale(at)), y=y - 8.0, width=width, height=16,
+                             fill=colour, stroke="#fff", stroke_width=0.6))
             at += value
     drawing.parts.append(el("a", *shapes, href=item["href"]))
     drawing.text(scale(at) + 5, y + 4, plain(at), font_weight=600)
@@ -313,14 +319,14 @@ def stacked_rows(study, scenario, key, segments):
 
 
 def roles_chart(study, scenario, side):
-    names = (*ROLES, "rest of the host")
+    names = (*ROLES, "rest of the host", "whole host")
 
     def segments(group):
         move = group.stat(f"{side}_host_cpu").typical()
         roles = {role: move.figures[f"{side}_{role}_cpu"] for role in ROLES}
         rest = move.figures[f"{side}_rest_cpu"]
         if None in roles.values():
-            return {"rest of the host": move.figures[f"{side}_host_cpu"]}, move
+            return {"whole host": move.figures[f"{side}_host_cpu"]}, move
         return {**roles, "rest of the host": rest}, move
 
     rows = stacked_rows(study, scenario, f"{side}_host_cpu", segments)
@@ -346,15 +352,16 @@ def rounds_charts(study, scenario):
 
 def round_sizes(rounds):
     """[(MiB sent, MiB found dirty after it)]."""
-    return [((number(entry, "bytes") or 0) / (1 << 20), (number(entry, "dirty_pages_after") or 0) / 256) for entry in rounds]
+    return [((number(entry, "bytes") or 0) / (1 << 20), (number(entry, "dirty_pages_after") or 0) / 256)
+            for entry in rounds]
 
 
 def rounds_chart(move, sizes, index, limits):
     """Sent bytes as bars, dirty bytes found afterwards as marks."""
     width, height = 220, 128
     box = Box(38, 10, width - 6, height - 26)
-    drawing = Drawing(width, height, "Bytes sent and dirty by round", ", ".join(
-        f"round {place}: {plain(sent)} MiB sent, {plain(left)} MiB dirty after" for place, (sent, left) in enumerate(sizes, 1)))
+    words = [f"{plain(sent)} MiB sent and {plain(left)} MiB dirty after" for sent, left in sizes]
+    drawing = Drawing(width, height, "Bytes sent and dirty by round", ", ".join(words))
     scale = Log(*limits, box.bottom, box.top)
     for tick in log_or_few(scale):
         drawing.line(box.left, scale(tick), box.right, scale(tick), stroke=GRID)
@@ -390,10 +397,12 @@ def forest_chart(rows, title, words):
     height = sum(step if heading is None else LINE + 9 for heading, _, _ in rows) + 8
     low = min(0.5, max(0.02, min(result["low"] for result in known) * 0.95))
     high = max(2.0, min(50.0, max(result["high"] for result in known) * 1.05))
-    drawing = Drawing(FOREST, height + 40, title, "; ".join(
-        f"{label}: {result['ratio']:.2f} ({result['low']:.2f} to {result['high']:.2f})" for _, label, result in rows if result))
+    in_words = [f"{label}: {result['ratio']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
+                for _, label, result in rows if result]
+    drawing = Drawing(FOREST, height + 40, title, "; ".join(in_words))
     box = Box(left, 8, right, height)
-    scale = Log(low, high, left, right, ticks=[tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= tick <= high])
+    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= tick <= high]
+    scale = Log(low, high, left, right, ticks)
     along_ticks(scale, drawing, box, words)
     drawing.line(scale(1), box.top, scale(1), box.bottom, stroke="#777", width=1.2)
     y = box.top
@@ -415,8 +424,8 @@ def draw_ratio(drawing, label, result, y, scale, box):
     shown, clip = result["shown"], lambda x: min(max(scale(x), box.left - 3), box.right + 3)
     colour = "#8a8a86" if not shown else "#1b4f8f" if result["ratio"] < 1 else "#d3700f"
     drawing.line(clip(result["low"]), y, clip(result["high"]), y, stroke=colour, width=2 if shown else 1.4)
-    drawing.add("circle", cx=float(clip(result["ratio"])), cy=float(y), r=4.2, fill=colour if shown else "#fff", stroke=colour,
-                stroke_width=1.5)
+    drawing.add("circle", cx=float(clip(result["ratio"])), cy=float(y), r=4.2, fill=colour if shown else "#fff",
+                stroke=colour, stroke_width=1.5)
     drawing.text(FOREST - 2, y + 4, f"{result['ratio']:.2f}", "end", fill=INK if shown else MUTED,
                  font_weight=600 if shown else 400)
 
@@ -463,7 +472,3 @@ def key_to_marks(names):
         sample.mark(13, 6, index, 4)
         parts.append(el("span", sample.render(), " ", el("b", name, style=f"color:{colour}")))
     return el("p", *parts, class_="marks") if parts else Markup("")
-
-
-__all__ = ["SIDES", "chart", "forest_chart", "key_to_marks", "parts_chart", "prediction_chart", "roles_chart", "rounds_charts",
-           "title_of", "unit_of", "with_unit"]

@@ -1,5 +1,5 @@
-"""The raw data of a comparison: what its folder holds, and the figures of each migration in it. What files say is checked
-as it is read: a value of the wrong type counts as not known."""
+"""The raw data of a comparison: what its folder holds, and the figures of each migration in it. What files say is
+checked as it is read: a value of the wrong type counts as not known."""
 
 import json
 from pathlib import Path
@@ -103,7 +103,7 @@ def out_of_time(report):
 
 
 def figures_of(move):
-    """{name: value}; None where nobody knows. Several guests: until the last is there, the worst downtime, all bytes."""
+    """{name: value}; None where nobody knows. Several guests: until the last arrives, the worst downtime, all bytes."""
     if not move.reports:
         return {}
     sums = {key: total(number(report, key) for report in move.reports)
@@ -152,7 +152,8 @@ def cpu_figures(move, gib):
         known = total(roles.values())
         rest = max(0.0, host - known) if host is not None and known is not None else None
         found[f"{side}_rest_cpu"] = ratio(rest, gib)
-    found["both_hosts_cpu"] = total(found[f"{side}_host_cpu"] for side in SIDES)
+    both = SIDES[:1] if move.document.get("one_machine") else SIDES
+    found["both_hosts_cpu"] = total(found[f"{side}_host_cpu"] for side in both)
     return found
 
 
@@ -160,6 +161,8 @@ def work_figures(move):
     """The guest's own throughput during and after the move, as a share of before."""
     speeds = {when: total(number(guest, "work", f"{when}_pages_per_s") for guest in move.guests)
               for when in ("before", "during", "after")}
+    if speeds["during"] is None:
+        speeds["during"] = total(map(speed_until_pause, move.reports))
     return {"work_during": ratio(speeds["during"], speeds["before"]),
             "work_after": ratio(speeds["after"], speeds["before"])}
 
@@ -174,6 +177,14 @@ FIGURES = {
     "work_during": "guest's speed during the move, share of before",
     "work_after": "guest's speed after the move, share of before",
 }
+
+
+def speed_until_pause(report):
+    """Pages per second by the guest's own account, from the start of tracking to the pause."""
+    first, last = (number(report, "guest_work", f"pages_written_at_{when}") for when in ("start", "pause"))
+    if first is None or last is None or last < first:
+        return None
+    return ratio(last - first, number(report, "guest_work", "ms"), 1e3)
 
 
 # --- the limits of the link
@@ -237,6 +248,7 @@ class Folder:
             self.troubles.append(f"{path} belongs to no point of this comparison, and is left out")
             return
         document["settings"] = settings[scenario, point]
+        document["one_machine"] = self.comparison.get("one_machine") is True
         self.moves.append(Move(path, document, self.boots))
 
 
@@ -245,8 +257,8 @@ def read_comparison(directory):
     try:
         document = parse(path)
     except (OSError, ValueError, RecursionError) as error:
-        raise Failure(f"no report can be made of {directory}: {path.name} cannot be read: {error}. Name the folder that "
-                      f"testbed/compare wrote (--out)") from None
+        raise Failure(f"no report can be made of {directory}: {path.name} cannot be read: {error}. Name the folder "
+                      f"that testbed/compare wrote (--out)") from None
     if not isinstance(document, dict) or document.get("schema") != 1:
         raise Failure(f"no report can be made of {directory}: {path.name} is not a comparison of schema 1")
     return document

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from . import sections
+from .forecasts import prediction_section
 from .markup import Markup, el, join
 
 STYLE = Path(__file__).with_name("style.css")
@@ -14,8 +15,10 @@ SCRIPT = ("addEventListener('beforeprint', function () { document.querySelectorA
 def page(study):
     body = join([sections.top(study), sections.contents(study), sections.glance(study),
                  *(sections.scenario_section(study, scenario) for scenario in study.scenarios),
-                 sections.prediction_section(study), sections.counters_section(study), sections.troubles_section(study),
+                 prediction_section(study), sections.counters_section(study), sections.troubles_section(study),
                  sections.method_section(study), sections.repeat_section(study), sections.raw_section(study)])
-    head = join([el("meta", charset="utf-8"), el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+    head = join([el("meta", charset="utf-8"),
+                 el("meta", name="viewport", content="width=device-width, initial-scale=1"),
                  el("title", sections.headline(study)), el("style", Markup(STYLE.read_text()))])
-    return "<!DOCTYPE html>\n" + el("html", el("head", head), el("body", body, el("script", Markup(SCRIPT))), lang="en") + "\n"
+    document = el("html", el("head", head), el("body", body, el("script", Markup(SCRIPT))), lang="en")
+    return f"<!DOCTYPE html>\n{document}\n"

@@ -6,41 +6,28 @@ import shlex
 import comparison
 
 from . import charts, tables
+from .elements import bullets, figure, folded, paragraph, section
+from .forecasts import prediction_sentence
 from .markup import el, join
+from .method import sentences
 from .moves import SIDES, entries, get, number, text
-from .study import JUDGED, accuracy, address, main_pair, predictions, spread_of_repeats, verdicts
+from .study import JUDGED, address, main_pair, predictions, verdicts
 from .svg import plain
 
+ROUND_BY_ROUND = ("MiB sent in each round (bars) and found dirty after it (marks), on a log scale; of each group the "
+                  "run with the median total time.")
+KINDS = ("interface", "rdma", "tcp")
+ONE_MACHINE = ("Both ends were on one machine, and its loopback was the link: both share its CPUs and memory, and no "
+               "network is in it. This tells how wander behaves, not what two hosts would take.")
 LOOKED_AT = "median with its interval; each dot one run, leading to its file; outliers hollow; × did not converge"
-
-
-def paragraph(*children, **attributes):
-    return el("p", *children, **attributes)
-
-
-def bullets(items, **attributes):
-    return el("ul", *(el("li", item) for item in items), **attributes) if items else None
-
-
-def figure(drawing, caption, more=None):
-    if not drawing:
-        return None
-    return el("figure", el("figcaption", el("b", caption), f" · {more}" if more else None), drawing)
-
-
-def section(place, title, *parts):
-    return el("section", el("h2", title), *parts, id=place)
-
-
-def folded(summary, *children):
-    return el("details", el("summary", summary), *children)
 
 
 # --- the top
 
 
 def headline(study):
-    names = list(dict.fromkeys(contender["name"] for scenario in study.scenarios for contender in scenario["contenders"]))
+    names = list(dict.fromkeys(contender["name"] for scenario in study.scenarios
+                               for contender in scenario["contenders"]))
     transports = {contender["transport"] for scenario in study.scenarios for contender in scenario["contenders"]}
     if transports == {"tcp", "rdma"}:
         return "Moving virtual machines over TCP and over RDMA"
@@ -50,34 +37,42 @@ def headline(study):
 def about(study):
     counted = sum(len(group.counted) for group in study.groups.values())
     ends = ", ".join(text(end, "host") or "?" for end in entries(study.document, "ends"))
-    parts = [text(study.document, "made"), f"wander {text(study.document, 'wander') or 'of unknown version'}",
-             f"{counted} migrations in {len(study.scenarios)} scenarios", f"hosts {ends}" if ends else None]
+    made = (text(study.document, "made") or "").replace("T", " ").replace("+00:00", " UTC")
+    parts = [made, version(study),
+             f"{counted} migrations in {len(study.scenarios)} scenario{'s' if len(study.scenarios) != 1 else ''}",
+             f"hosts {ends}" if ends else None]
     return paragraph(" · ".join(part for part in parts if part), class_="about")
+
+
+def version(study):
+    return f"wander {(text(study.document, 'wander') or 'of unknown version').removeprefix('wander ')}"
 
 
 def top(study):
     """What was compared, what came of it, and what that does not show."""
     cautions = list(comparison.reservations(ends_for_reservations(study)))
     if on_one_machine(study):
-        cautions.insert(0, "Both ends were on one machine, and its loopback was the link: both share its CPUs and memory, and no "
-                        "network is in it. This tells how wander behaves, not what two hosts would take.")
+        cautions.insert(0, ONE_MACHINE)
     if study.document.get("finished") is not True:
         cautions.insert(0, "This comparison was not finished: some runs are missing, and intervals may be wide.")
     said, more = verdicts(study)
     return join([el("header", el("h1", headline(study)), about(study)), section(
-        "short", "In short", paragraph(f"The same guest was moved between the same two hosts over the same link, in turns: "
-                  f"{compared_in_words(study)}. A ratio below 1 means less. Where the interval of a ratio holds 1, no "
+        "short", "In short", paragraph(
+            f"The same guest was moved between the same two hosts over the same link, in turns: "
+            f"{compared_in_words(study)}. A ratio below 1 means less. Where the interval of a ratio holds 1, no "
                   f"difference is shown."),
         bullets(said, class_="verdict") or paragraph("Nothing can be compared: no point has runs of two contenders."),
         paragraph(prediction_sentence(study), class_="verdict") if predictions(study) else None,
         folded("The other contenders", bullets(more)) if more else None,
-        el("div", el("b", "What this can and cannot show"), *map(paragraph, cautions), class_="caution") if cautions else None,
+        el("div", el("b", "What this can and cannot show"), *map(paragraph, cautions), class_="caution")
+        if cautions else None,
     )])
 
 
 def on_one_machine(study):
     addresses = [text(end, "address") or "" for end in entries(study.document, "ends")]
-    return any(address.startswith("127.") or address == "::1" for address in addresses)
+    return study.document.get("one_machine") is True or \
+        any(address.startswith("127.") or address == "::1" for address in addresses)
 
 
 def compared_in_words(study):
@@ -93,19 +88,20 @@ def ends_for_reservations(study):
 
 
 def glance(study):
-    """The ratios of all points, one chart for each figure and pair of names; those of the pair met most often come first."""
+    """The ratios of all points, one chart for each figure and pair of names; the pair met most often comes first."""
     drawings = {}
     for key in JUDGED:
         for pair, rows in ratio_rows(study, key).items():
             name = comparison.LESS[key][0]
             drawing = charts.forest_chart(rows, f"{name}: {pair[1]} over {pair[0]}", f"{pair[1]} ÷ {pair[0]}")
-            drawings.setdefault(pair, []).append(figure(drawing, f"{name[0].upper()}{name[1:]}, {pair[1]} ÷ {pair[0]}"))
+            drawings.setdefault(pair, []).append(figure(drawing, f"{name[0].upper()}{name[1:]}",
+                                                        f"{pair[1]} ÷ {pair[0]}"))
     if not any(filter(None, sum(drawings.values(), []))):
         return None
     main, *others = sorted(drawings, key=lambda pair: pair != main_pair(study))
     return section("glance", "At a glance",
-                   paragraph("Left of the line at 1 is less. Bars are 98 % intervals; a filled mark is a difference shown, a hollow "
-                             "one is none shown.", class_="note"),
+                   paragraph("Left of the line at 1 is less. Bars are 98 % intervals; a filled mark is a difference "
+                             "shown, a hollow one is none shown.", class_="note"),
                    el("div", *drawings[main], class_="plots three"),
                    folded("The other contenders", el("div", *(drawing for pair in others for drawing in drawings[pair]),
                                                      class_="plots three")) if others else None)
@@ -125,7 +121,8 @@ def ratio_rows(study, key):
 def contents(study):
     links = [("short", "In short"), ("glance", "At a glance"),
              *((scenario["place"], scenario["title"]) for scenario in study.scenarios),
-             ("prediction", "Prediction and measurement"), ("counters", "Counters that changed"), ("troubles", "Troubles"),
+             ("prediction", "Prediction and measurement"), ("counters", "Counters that changed"),
+             ("troubles", "Troubles"),
              ("method", "Method"), ("repeat", "To repeat it"), ("raw", "Raw data")]
     return el("nav", *(el("a", name, href=f"#{place}") for place, name in links), aria_label="Contents")
 
@@ -139,7 +136,8 @@ def scenario_section(study, scenario):
     drawn = [figure(charts.chart(study, scenario, key), tables.heading(key)) for key in plots]
     parts = [figure(charts.parts_chart(study, scenario), "Downtime by part", "the run with the median downtime")]
     parts += [figure(charts.roles_chart(study, scenario, side), f"CPU at the {side}, by role",
-                     "the run with the median; host time that is not wander's: the kernel's network, softirq") for side in SIDES]
+                     "the run with the median; host time that is not wander's: the kernel's network, softirq")
+              for side in SIDES]
     rounds = [figure(drawing, caption) for caption, drawing in charts.rounds_charts(study, scenario)]
     return section(
         scenario["place"], scenario["title"], paragraph(scenario["question"], class_="question"),
@@ -152,8 +150,7 @@ def scenario_section(study, scenario):
         el("h3", "Where the time and the CPU went") if any(parts) else None,
         el("div", *parts, class_="plots") if any(parts) else None,
         published(scenario),
-        folded(f"Round by round ({len(rounds)} runs)", paragraph("MiB sent in each round (bars) and found dirty after it "
-               "(marks), on a log scale; of each group the run with the median total time.", class_="note"),
+        folded(f"Round by round ({len(rounds)} runs)", paragraph(ROUND_BY_ROUND, class_="note"),
                el("div", *rounds, class_="plots small")) if rounds else None,
         folded("All figures, with intervals and quartiles", tables.full_tables(study, scenario)))
 
@@ -173,89 +170,8 @@ def published(scenario):
 
 
 def ours(scenario):
-    return paragraph("Ours are in the tables of this scenario above: the ratios are what compares, not the times, which the "
-                     "scale changes.", class_="note")
-
-
-# --- predictions
-
-
-def prediction_sentence(study):
-    found = predictions(study)
-    spread = spread_of_repeats(study)
-    total, right = accuracy(found, "total", spread), sum(entry.right for entry in found)
-    if total is None:
-        return f"Whether the move would converge was foretold rightly in {right} of {len(found)} migrations."
-    return (f"Predictions of total time, made before the move, were off by {total['median']:.1%} in the median and "
-            f"{total['p95']:.1%} at the 95th percentile of {total['count']}; whether a move would converge was foretold rightly "
-            f"in {right} of {len(found)}.")
-
-
-def prediction_section(study):
-    found = predictions(study)
-    head = "prediction", "Prediction and measurement"
-    if not found:
-        return section(*head, paragraph("No migration has a prediction to compare with."))
-    transports = list(dict.fromkeys(entry.move.transport for entry in found))
-    spread = spread_of_repeats(study)
-    drawings = [figure(charts.prediction_chart(found, key, transports), name, "every migration; the band is ±15 %")
-                for key, name in (("total", "Total time"), ("downtime", "Downtime"))]
-    return section(*head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
-                 el("div", *drawings, class_="plots"), accuracy_table(found, spread), convergence_table(found),
-                 folded(f"All {len(found)} predictions", prediction_table(found)))
-
-
-def accuracy_table(found, spread):
-    rows = []
-    for key, name, limits in (("total", "total time", ""), ("downtime", "downtime", "; or 5 ms, 10 ms")):
-        result = accuracy(found, key, spread)
-        if result is None:
-            continue
-
-        def cell(stat, met, goal, result=result, key=key):
-            return el("td", f"{result[stat]:.1%}", el("i", f"{plain(result[stat + '_ms'])} ms"),
-                      el("i", f"goal {goal:.0%}: {'met' if met else 'missed'}"), class_=None if met else "bad",
-                      data_figure=f"prediction_{key}", data_stat=stat, data_key="all", data_value=repr(result[stat]))
-
-        rows.append(tables.row(name + limits, str(result["count"]),
-                               cell("median", result["middle_met"], result["middle_goal"]),
-                               cell("p95", result["tail_met"], result["tail_goal"])))
-    if not rows:
-        return None
-    return tables.table(["", "predictions", "error in the median", "at the 95th percentile"], rows,
-                        f"Repeats of one point spread by {spread:.1%} themselves (half the distance of their quartiles).")
-
-
-def convergence_table(found):
-    def count(promised, converged):
-        return sum(entry.promised == promised and entry.converged == converged for entry in found)
-
-    rows = [tables.row(name, *(el("td", str(count(promised, came)), class_="bad" if promised != came and count(promised, came)
-                                  else None, data_figure="convergence", data_stat=f"{promised}-{came}".lower(), data_key="all",
-                                  data_value=str(count(promised, came))) for came in (True, False)))
-            for name, promised in (("foretold: converges", True), ("foretold: does not", False))]
-    return tables.table(["", "converged", "did not"], rows, "Whether a move would converge: foretold, and what came.")
-
-
-def prediction_table(found):
-    rows = []
-    for entry in found:
-        cells = []
-        for key in ("total", "downtime"):
-            told, error = number(entry.foretold, f"{key}_ms"), getattr(entry, key)
-            low, high = number(entry.foretold, f"{key}_low_ms"), number(entry.foretold, f"{key}_high_ms")
-            cells += [el("td", plain(told), el("i", f"{plain(low)} – {plain(high)}") if low is not None else None),
-                      plain(entry.measured[key]), el("td", f"{error[2]:+.1%}" if error else "–",
-                                                     data_figure=f"prediction_{key}", data_stat="error",
-                                                     data_key=entry.move.path.as_posix(), data_value=repr(error[2]) if error else "")]
-        verdict = "converges" if entry.promised else "will not converge"
-        if not entry.promised and text(entry.foretold, "why"):
-            verdict += f": {text(entry.foretold, 'why')}"
-        rows.append(tables.row(el("a", "/".join((*entry.move.key(), entry.move.name)), href=address(entry.move)), *cells,
-                               el("td", f"{verdict}; {'right' if entry.right else 'wrong'}",
-                                  class_="words" if entry.right else "words bad")))
-    return tables.table(["migration", "total foretold, ms", "measured", "error", "downtime foretold, ms", "measured", "error",
-                         "convergence"], rows, words=(7,))
+    return paragraph("Ours are in the tables of this scenario above: the ratios are what compares, not the times, "
+                     "which the scale changes.", class_="note")
 
 
 # --- what else happened
@@ -263,31 +179,32 @@ def prediction_table(found):
 
 def counters_section(study):
     """Sums over all moves of a group, of those counters that changed."""
-    rows = []
+    rows, words = [], study.document.get("counter_words")
     for group in study.groups.values():
         sums = {}
-        for move in group.tried:
-            for side in SIDES:
-                for kind, counters in (get(move.document, "counters", side) or {}).items() \
-                        if isinstance(get(move.document, "counters", side), dict) else ():
-                    for name in counters if isinstance(counters, dict) else ():
-                        value = number(counters, name)
-                        sums[side, str(kind), str(name)] = sums.get((side, str(kind), str(name)), 0) + (value or 0)
+        for where, value in (entry for move in group.tried for entry in changed(move)):
+            sums[where] = sums.get(where, 0) + value
         rows += [tables.row(group.key, el("td", f"{side}, {kind}", class_="words"), el("td", name, class_="words"),
-                            el("td", meaning(name) or "", class_="words"), plain(value))
+                            el("td", text(words, name) or "", class_="words"), plain(value))
                  for (side, kind, name), value in sorted(sums.items()) if value]
     head = "counters", "Counters that changed"
     if not rows:
-        return section(*head, paragraph("No counter of a network or RDMA device changed during the moves, or none could be read."))
-    return section(*head, paragraph("Sent again, out of sequence, paused, marked: summed over all runs of a group. Their absence is "
-                                 "no proof where a driver does not count."),
-                 folded(f"{len(rows)} counters", tables.table(["group", "where", "counter", "what it counts", "change"], rows,
+        return section(*head, paragraph("No counter of a network or RDMA device changed during the moves, or none "
+                                        "could be read."))
+    return section(*head, paragraph("Sent again, out of sequence, paused, marked: summed over all runs of a group. "
+                                    "Their absence is no proof where a driver does not count."),
+                 folded(f"{len(rows)} counters", tables.table(["group", "where", "counter", "what it counts",
+                                                               "change"], rows,
                                                               words=(1, 2, 3))))
 
 
-def meaning(name):
-    from nic_counters import meaning as words
-    return words(name)
+def changed(move):
+    """[((side, kind, counter), change)] of one move."""
+    for side in SIDES:
+        for kind in KINDS:
+            counters = get(move.document, "counters", side, kind)
+            for name in counters if isinstance(counters, dict) else ():
+                yield (side, kind, name), number(counters, name) or 0
 
 
 def troubles_section(study):
@@ -297,7 +214,8 @@ def troubles_section(study):
              (text(entry, "text") or "?") for entry in entries(study.document, "errors")]
     said += study.folder.troubles + [f"{key} has runs, and is no contender of this comparison" for key in study.unknown]
     failed = [move for group in study.groups.values() for move in group.failed()]
-    links = [join([el("a", "/".join((*move.key(), move.name)), href=address(move)), f": {move.failed or 'it did not complete'}"])
+    links = [join([el("a", "/".join((*move.key(), move.name)), href=address(move)),
+                   f": {move.failed or 'it did not complete'}"])
              for move in failed]
     return section("troubles", "Troubles",
                  bullets(said) or paragraph("No warnings."),
@@ -308,49 +226,27 @@ def troubles_section(study):
 
 
 def method_section(study):
-    target = number(study.document, "confidence_target") or 0.10
-    return section("method", "Method", bullets([
-        "Contenders take turns, who is first alternates, and so does the direction; every move has a fresh guest. The warm-up "
-        "does not count.",
-        join(["Median and interval: the 95 % bootstrap interval of the median, computed exactly instead of by drawing, and "
-              "widened for few runs (the “expanded percentile interval”: ",
-              el("a", "Hesterberg, arXiv 1411.5279", href="https://arxiv.org/abs/1411.5279"), "), because as it is it holds a "
-              "median of 7 runs in 87 % of cases only. Of fewer than 6 runs the interval is their range (5 runs: 94 %, 4: 88 %, "
-              "3: 75 %), and its own confidence is its tooltip."]),
-        f"Runs are repeated until the interval of total time is within ±{target:.0%} of the median, or the limit of repeats is "
-        "reached.",
-        join(["Ratios: the median of the ratios of all pairs of runs of one boot, with a 98 % interval from the exact "
-              "distribution of the rank sum (Hodges and Lehmann; ",
-              el("a", "as R's wilcox.test gives it", href="https://stat.ethz.ch/R-manual/R-devel/library/stats/html/wilcox.test.html"),
-              "). It assumes no shape of the noise, one outlier cannot stretch it, and boots that differ do not count as a "
-              "difference. 98 % and not 95 %, because a report makes many comparisons: of 20 of a thing with itself one is "
-              "falsely flagged in every third report, and three in fewer than one of a hundred. Below 5 runs a side nothing is concluded. "
-              "Whether two medians' own intervals overlap is not asked: that test is coarser."]),
-        "Outliers lie more than 3.5 robust standard deviations (median absolute deviation × 1.48) from the median. They are marked, "
-        "and kept in every figure.",
-        "CPU: of the whole hosts, from /proc/stat, per GiB of guest memory sent; much of soft-RoCE's work is charged to no "
-        "process. Softirq counts as interrupts.",
-        "Goodput is guest bytes per second over the rounds with the guest running; its share is of what the named tool reached on "
-        "the same link in the same boot.",
-        "A run that was ended by force at its time limit did move, and counts; one that was given up did not: it is shown as ×, "
-        "and no ratio is made at its point.",
-        "Several guests at once: total time until the last is there, the worst downtime, all bytes.",
-    ]))
+    return section("method", "Method", bullets(sentences(number(study.document, "confidence_target") or 0.10)))
 
 
 def repeat_section(study):
     command = study.document.get("command")
-    line = shlex.join(map(str, command)) if isinstance(command, list) else text(study.document, "command") or "not known"
+    line = shlex.join(map(str, command)) if isinstance(command, list) else text(study.document, "command")
     facts = [folded(f"Host {text(end, 'host') or '?'}: all that is known of it", el("pre", pretty(end)))
              for end in entries(study.document, "ends")]
     scenarios = [folded(f"Scenario {scenario['name']}", el("pre", scenario["text"] or "its text is not there"),
                         el("pre", pretty({"points": scenario["points"], "contenders": scenario["contenders"]})))
                  for scenario in study.scenarios]
-    return section("repeat", "To repeat it", el("pre", line),
-                 paragraph(f"wander {text(study.document, 'wander') or 'of unknown version'}, seed "
-                           f"{text(study.document, 'seed') or 'not known'}."),
+    return section("repeat", "To repeat it", el("pre", line or "not known"),
+                 paragraph(f"{version(study)}, {repeats(study)}seed {text(study.document, 'seed') or 'not known'}."),
                  bullets([description for end in entries(study.document, "ends") for description in describe(end)]),
                  *facts, limits_table(study), versions(study), *scenarios)
+
+
+def repeats(study):
+    """How often everything was done, and where it ended."""
+    least, most = number(study.document, "repeats"), number(study.document, "max_repeats")
+    return f"{least} repeats of each, up to {most} where an interval stayed wide; " if least and most else ""
 
 
 def describe(end):
@@ -366,15 +262,18 @@ def pretty(document):
 
 def versions(study):
     found = sorted({f"{text(report, 'host', side, 'wander')} on {text(report, 'host', side, 'kernel')}"
-                    for group in study.groups.values() for move in group.counted for report in move.reports for side in SIDES
+                    for group in study.groups.values() for move in group.counted for report in move.reports
+                    for side in SIDES
                     if text(report, "host", side, "wander")})
     return folded("Versions that took part", bullets(found)) if found else None
 
 
 def limits_table(study):
-    rows = [tables.row(f"boot {text(boot, 'id')}, {text(limit, 'tool')}", el("td", text(limit, "direction") or "", class_="words"),
+    rows = [tables.row(f"boot {text(boot, 'id')}, {text(limit, 'tool')}", el("td", text(limit, "direction") or "",
+                                                                             class_="words"),
                        el("td", text(limit, "link") or "as it is", class_="words"), text(limit, "mtu") or "",
-                       plain((number(limit, "bytes_per_s") or 0) / (1 << 20)), el("td", text(limit, "note") or "", class_="words"))
+                       plain((number(limit, "bytes_per_s") or 0) / (1 << 20)), el("td", text(limit, "note") or "",
+                                                                                  class_="words"))
             for boot in entries(study.document, "boots") for limit in entries(boot, "limits")]
     return folded("Limits of the link, measured", tables.table(["", "direction", "link", "MTU", "MiB/s", "note"], rows,
                                                                words=(1, 2, 5))) if rows else None

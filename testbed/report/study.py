@@ -86,8 +86,8 @@ class Study:
                 for contender in scenario["contenders"]]
 
     def differences(self, key):
-        """[(first, other, comparison)] of every point: each contender against the first of its scenario. The comparison is
-        None where none can be made: a side has no runs, or gave some up."""
+        """[(first, other, comparison)] of every point: each contender against the first of its scenario. The
+        comparison is None where none can be made: a side has no runs, or gave some up."""
         for scenario in self.scenarios:
             for point in scenario["points"]:
                 first, *others = (self.group(scenario, point, contender) for contender in scenario["contenders"])
@@ -222,7 +222,7 @@ def predictions(study):
 
 
 def spread_of_repeats(study):
-    """Half the quartiles' distance of total time, relative: that of the point in the middle. What no prediction beats."""
+    """Half the quartiles' distance of total time, relative, at the point in the middle: what no prediction beats."""
     spreads = []
     for group in study.groups.values():
         stat = group.stat("total_s")
@@ -233,8 +233,8 @@ def spread_of_repeats(study):
 
 
 def accuracy(found, key, spread):
-    """How far off the predictions of one time were, and whether that is near enough: an error counts as small when it is
-    within a share of the measured time or within so many ms."""
+    """How far off the predictions of one time were, and whether that is near enough: an error counts as small when it
+    is within a share of the measured time or within so many ms."""
     known = [getattr(entry, key) for entry in found if getattr(entry, key)]
     if not known:
         return None

@@ -8,7 +8,7 @@ from .markup import el
 # (colour, dashes, shape): dark to light in grey too.
 STYLES = (("#1b4f8f", None, "circle"), ("#d3700f", "6 3", "square"), ("#2b8a6b", "2 3", "triangle"),
           ("#8a3f87", "8 3 2 3", "diamond"), ("#6b6b6b", "10 4", "circle"), ("#a8282f", "4 2", "square"))
-CHARACTER = 0.56  # width of a letter, of its height
+CHARACTER = 0.6  # width of a letter, of its height
 
 
 def style(index):
@@ -110,7 +110,8 @@ class Drawing:
         self.parts.append(el(name, *children, **attributes))
 
     def line(self, x1, y1, x2, y2, stroke="#d9d9d9", width=1, **more):
-        self.add("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), stroke=stroke, stroke_width=width, **more)
+        self.add("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), stroke=stroke, stroke_width=width,
+                 **more)
 
     def text(self, x, y, words, anchor="start", **more):
         self.add("text", words, x=float(x), y=float(y), text_anchor=anchor, **more)
@@ -134,8 +135,9 @@ def mark(x, y, index, size=4.5, hollow=False, cross=False, opacity=None, **more)
     paint = {"fill": "#fff" if hollow else colour, "stroke": colour, "stroke_width": 1.3, "opacity": opacity, **more}
     x, y, size = float(x), float(y), float(size)
     if cross:
-        return el("path", d=f"M{x - size:.1f} {y - size:.1f}L{x + size:.1f} {y + size:.1f}M{x - size:.1f} {y + size:.1f}"
-                  f"L{x + size:.1f} {y - size:.1f}", **{**paint, "fill": "none", "stroke_width": 2})
+        arms = (f"M{x - size:.1f} {y - size:.1f}L{x + size:.1f} {y + size:.1f}"
+                f"M{x - size:.1f} {y + size:.1f}L{x + size:.1f} {y - size:.1f}")
+        return el("path", d=arms, **{**paint, "fill": "none", "stroke_width": 2})
     if shape == "circle":
         return el("circle", cx=x, cy=y, r=size, **paint)
     if shape == "square":

@@ -13,7 +13,8 @@ MAIN = ("total_s", "downtime_ms", "rounds", "guest_mib", "goodput_mib_s", "both_
 GROUPS = (
     ("times", ("total_s", "setup_ms", "downtime_ms", "guest_gap_ms", *(f"downtime_{part}_ms" for part in PARTS))),
     ("bytes", ("rounds", "guest_mib", "wire_mib", "goodput_mib_s", *(f"share_{limit}" for limit in LIMITS))),
-    ("CPU of whole hosts", ("both_hosts_cpu", *(f"{side}_{kind}_cpu" for side in SIDES for kind in ("host", *CPU_KINDS)))),
+    ("CPU of whole hosts", ("both_hosts_cpu", *(f"{side}_{kind}_cpu" for side in SIDES
+                                                for kind in ("host", *CPU_KINDS)))),
     ("CPU of wander", tuple(f"{side}_{role}_cpu" for side in SIDES for role in ("process", *ROLES, "rest"))),
     ("guest", ("work_during", "work_after")),
 )
@@ -23,15 +24,17 @@ COMPARED = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu", "source
 
 def table(head, rows, caption=None, words=()):
     """head: names of columns. rows: lists of cells, the first a row's name. Scrolls inside its box where it is wide."""
-    heads = [el("th", name, scope="col", class_="words" if index in (0, *words) else None) for index, name in enumerate(head)]
-    box = el("div", el("table", el("thead", el("tr", *heads)), el("tbody", *rows)), class_="box", tabindex="0", role="region",
-             aria_label=caption or "table")
+    heads = [el("th", name, scope="col", class_="words" if index in (0, *words) else None)
+             for index, name in enumerate(head)]
+    box = el("div", el("table", el("thead", el("tr", *heads)), el("tbody", *rows)), class_="box", tabindex="0",
+             role="region", aria_label=caption or "table")
     return join([el("p", caption, class_="note above"), box]) if caption else box
 
 
 def row(first, *cells, begins=False):
     return el("tr", el("th", first, scope="row"),
-              *(cell if getattr(cell, "startswith", None) and cell.startswith("<td") else el("td", cell) for cell in cells),
+              *(cell if getattr(cell, "startswith", None) and cell.startswith("<td") else el("td", cell)
+                for cell in cells),
               class_="first" if begins else None)
 
 
@@ -64,12 +67,14 @@ def runs_cell(group):
     for move in group.moves:
         state = "warm-up" if move.warm_up else "did not converge" if move.converged() is False else \
             "failed" if not move.counts else odd.get(move.path)
-        links.append(el("a", f"{move.name}{'*' if state and state != 'warm-up' else ''}", href=address(move), title=state))
+        links.append(el("a", f"{move.name}{'*' if state and state != 'warm-up' else ''}", href=address(move),
+                        title=state))
     return el("td", *links, class_="runs") if links else el("td", "none")
 
 
 def count_cell(group):
-    unlike = [f"{len(found)} {what}" for found, what in ((group.failed(), "failed"), (group.given_up(), "given up")) if found]
+    unlike = [f"{len(found)} {what}" for found, what in ((group.failed(), "failed"), (group.given_up(), "given up"))
+              if found]
     forced = len(group.unconverged()) - len(group.given_up())
     unlike += [f"{forced} forced"] if forced else []
     return el("td", str(len(group.counted)), el("i", ", ".join(unlike)) if unlike else None, data_figure="runs",
@@ -84,7 +89,8 @@ def main_table(study, scenario):
             rows.append(row(f"{point['label']}, {contender['name']}", count_cell(group),
                             *(median_cell(group, key) for key in MAIN), runs_cell(group), begins=index == 0))
     return table(["", "runs", *map(heading, MAIN), "files"], rows,
-                 "Medians, and below them the interval in which the median lies. * an outlier, forced, given up or failed.")
+                 "Medians, and below them the interval in which the median lies. * an outlier, forced, given up or "
+                 "failed.")
 
 
 def ratio_cell(result, group, key):
@@ -92,9 +98,9 @@ def ratio_cell(result, group, key):
         return el("td", "–", title="too few runs in one boot, or some were given up")
     words = f"{result['ratio']:.2f}" if result["ratio"] < 100 else plain(result["ratio"])
     return el("td", words, el("i", f"{result['low']:.2f} – {result['high']:.2f}"),
-              el("i", "differs" if result["shown"] else "no difference shown"), class_="shown" if result["shown"] else None,
-              data_figure=key, data_stat="ratio", data_key=group.key, data_value=repr(result["ratio"]),
-              data_shown="yes" if result["shown"] else "no")
+              el("i", "differs" if result["shown"] else "no difference shown"),
+              class_="shown" if result["shown"] else None, data_figure=key, data_stat="ratio", data_key=group.key,
+              data_value=repr(result["ratio"]), data_shown="yes" if result["shown"] else "no")
 
 
 def ratio_table(study, scenario):
@@ -105,7 +111,8 @@ def ratio_table(study, scenario):
             pair = study.group(scenario, point, first), study.group(scenario, point, other)
             rows.append(row(f"{point['label']}: {other['name']} ÷ {first['name']}",
                             *(ratio_cell(difference(*pair, key), pair[1], key) for key in COMPARED), begins=index == 0))
-    return table(["", *map(heading, COMPARED)], rows, f"Ratios over {first['name']} with 98 % intervals, from runs of one boot.")
+    return table(["", *map(heading, COMPARED)], rows,
+                 f"Ratios over {first['name']} with 98 % intervals, from runs of one boot.")
 
 
 def full_tables(study, scenario):
@@ -116,10 +123,12 @@ def full_tables(study, scenario):
         rows = []
         for _, keys in GROUPS:
             keys = [key for key in keys if any(group.stat(key) for group in groups)]
-            rows += [row(heading(key), *(median_cell(group, key, quartiles=True) for group in groups), begins=key == keys[0])
+            rows += [row(heading(key), *(median_cell(group, key, quartiles=True) for group in groups),
+                         begins=key == keys[0])
                      for key in keys]
         if rows:
-            found.append(table(["", *(contender["name"] for contender in scenario["contenders"])], rows, point["label"]))
+            found.append(table(["", *(contender["name"] for contender in scenario["contenders"])], rows,
+                               point["label"]))
     return join(found)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""Whether the intervals of the comparison are honest and of use, by simulation: timings as real ones are, lognormal with
-now and then one that took far longer. A thing compared with itself must hardly ever differ, a slowdown must show."""
+"""Whether the intervals of the comparison are honest and of use, by simulation: timings as real ones are, lognormal
+with now and then one that took far longer. A thing compared with itself must hardly ever differ, a slowdown must show."""
 
 import itertools
 import math
@@ -61,7 +61,8 @@ def exact_ranks(context):
     for ours, theirs in ((2, 3), (4, 4)):
         counts = [0] * (ours * theirs + 1)
         for places in itertools.combinations(range(ours + theirs), ours):
-            counts[sum(1 for mine in places for other in range(ours + theirs) if other not in places and mine > other)] += 1
+            counts[sum(1 for mine in places for other in range(ours + theirs) if other not in places
+                       and mine > other)] += 1
         same(f"orders of {ours} and {theirs}", list(comparison.rank_sums(ours, theirs)), counts)
 
 
@@ -91,7 +92,8 @@ def itself(context):
     worst = max(sum(flagged[i:i + 20]) for i in range(SERIES - 19))
     flagged = sum(flagged)
     print(f"    a thing with itself: {flagged} of {SERIES} flagged; at most {worst} of any 20 in a row")
-    expect(flagged <= 0.1 * SERIES, f"expected at most 10 % of {SERIES} comparisons of a thing with itself to be flagged; "
+    expect(flagged <= 0.1 * SERIES, f"expected at most 10 % of {SERIES} comparisons of a thing with itself to be "
+                                    f"flagged; "
                                     f"{flagged} were")
     expect(flagged <= 0.03 * SERIES, f"expected a 98 % interval to leave out 1 in about 2 % of {SERIES}; got {flagged}")
 
@@ -122,10 +124,12 @@ def slowdown(context):
                                                 runs(timings(chance, count, noise)))
             found += result["shown"] and result["ratio"] > 1
         print(f"    20 % slower, {least} to 12 runs, noise 3 to 8 %: {found} of {SERIES} flagged")
-        expect(found >= wanted * SERIES, f"expected a slowdown of 20 % to be flagged in {wanted:.0%} of {SERIES} series of "
+        expect(found >= wanted * SERIES, f"expected a slowdown of 20 % to be flagged in {wanted:.0%} of {SERIES} "
+                                         f"series of "
                                          f"{least} runs or more; it was in {found}")
     quiet = sum(comparison.compare_medians(runs(timings(random.Random(seed), 6, 0.03, 1.2)),
-                                           runs(timings(random.Random(-1 - seed), 6, 0.03)))["shown"] for seed in range(200))
+                                           runs(timings(random.Random(-1 - seed), 6, 0.03)))["shown"]
+                for seed in range(200))
     print(f"    20 % slower, 6 runs, noise 3 %: {quiet} of 200 flagged")
     expect(quiet >= 170, f"expected 170 or more of 200 to be flagged; got {quiet}")
 

@@ -1,4 +1,4 @@
-"""Makes a folder as testbed/compare leaves it, out of nothing: several scenarios with all that goes wrong in real ones."""
+"""Makes a folder as testbed/compare leaves it, out of nothing: several scenarios, with all that goes wrong in them."""
 
 import json
 import math
@@ -45,21 +45,27 @@ class Maker:
                            "throttle_percent": 0, "guest_pages_written": None, "predicted_total_ms": None})
             start += ms
         sent = sum(entry["bytes"] for entry in rounds)
-        parts = {"pause": 1.5 * self.noise(), "final_copy": drawn[-1][1], "verify": None, "state_save": 1.1 * self.noise(),
+        parts = {"pause": 1.5 * self.noise(), "final_copy": drawn[-1][1], "verify": None,
+                 "state_save": 1.1 * self.noise(),
                  "state_transfer": 2.0 * self.noise(), "state_load": 3.0 * self.noise(), "resume": 4.0 * self.noise()}
         downtime, gib = sum(value or 0 for value in parts.values()), sent / (1 << 30)
         heavy = 1.0 if transport == "tcp" else 0.8
         roles = {side: {"guest_s": 0.9 * gib * self.noise(), "engine_s": 0.6 * gib * self.noise(),
-                        "lanes_s": 6 * heavy * gib * self.noise(), "other_s": 0.1 * gib} for side in ("source", "destination")}
-        return {"schema": 2, "result": "cancelled" if cancelled else "completed", "error": HOSTILE if cancelled else None,
+                        "lanes_s": 6 * heavy * gib * self.noise(), "other_s": 0.1 * gib}
+                 for side in ("source", "destination")}
+        return {"schema": 2, "result": "cancelled" if cancelled else "completed", "error": HOSTILE if cancelled
+                else None,
                 "guest": {"kind": "lab", "memory_bytes": size, "vcpus": 1, "tracker": "dirty-log"}, "lanes": 2,
-                "transport": transport, "total_ms": start + 9, "setup_ms": setup, "downtime_ms": None if cancelled else downtime,
-                "downtime": {key: None if cancelled else value for key, value in parts.items()}, "guest_gap_ms": downtime + 1,
+                "transport": transport, "total_ms": start + 9, "setup_ms": setup, "downtime_ms": None if cancelled
+                else downtime,
+                "downtime": {key: None if cancelled else value for key, value in parts.items()},
+                "guest_gap_ms": downtime + 1,
                 "rounds": rounds, "guest_bytes": sent, "wire_bytes": int(sent * 1.01), "present_bytes": size,
                 "goodput_bytes_per_s": int(speed * 0.97), "source_cpu_s": sum(roles["source"].values()),
                 "destination_cpu_s": sum(roles["destination"].values()), "cpu": roles,
                 "limits": {"downtime_ms": 30, "max_time_ms": (start + 9) / 1.01 if cancelled or forced else None},
-                "host": {"source": {"kernel": "Linux 6.12 x86_64", "wander": "0.5.0"}, "destination": None}, "rdma": None,
+                "host": {"source": {"kernel": "Linux 6.12 x86_64", "wander": "0.5.0"}, "destination": None},
+                "rdma": None,
                 "prediction": None, "switchover": None if cancelled else
                 {"predicted_downtime_ms": 25.0, "predicted_last_bytes": 1 << 20, "measured_last_bytes": 1 << 19,
                  "retries": 0, "forced": forced}}
@@ -76,11 +82,13 @@ class Maker:
         if not converges:
             made.update(total_ms=None, total_low_ms=None, total_high_ms=None, downtime_ms=None, downtime_low_ms=None,
                         downtime_high_ms=None)
-        return {"schema": 1, "paths": [{"transport": "tcp" if transport == "rdma" else "rdma", "usable": False, "error": "no"},
+        return {"schema": 1, "paths": [{"transport": "tcp" if transport == "rdma" else "rdma", "usable": False,
+                                        "error": "no"},
                                        {"transport": transport, "usable": True, "prediction": made}]}
 
     def work(self, dirty):
-        return {"before_pages_per_s": dirty or None, "during_pages_per_s": dirty * 0.8 * self.noise() if dirty else None,
+        return {"before_pages_per_s": dirty or None, "during_pages_per_s": dirty * 0.8 * self.noise() if dirty
+                else None,
                 "after_pages_per_s": dirty * self.noise(0.01) if dirty else None}
 
     def move(self, scenario, point, contender, repeat, size=64 * MIB, dirty=0, boot=1, guests=1, slow=1.0, **how):
@@ -98,7 +106,8 @@ class Maker:
                           self.foretold(report, transport, not any(stuck.values()))})
         gib = guests * moved[0]["report"]["guest_bytes"] / (1 << 30) if moved[0]["report"] else 0.1
         ways = ("a", "b") if repeat % 2 else ("b", "a")
-        host = {side: {"user": 4 * gib * self.noise(), "system": 9 * gib * self.noise(), "interrupts": 3 * gib * self.noise(),
+        host = {side: {"user": 4 * gib * self.noise(), "system": 9 * gib * self.noise(),
+                       "interrupts": 3 * gib * self.noise(),
                        "machine": 0.1} for side in ("source", "destination")}
         changed = {"rdma": {"rcvd_seq_err": repeat, "duplicate_request": 2 * repeat}} if transport == "rdma" else \
             {"tcp": {"RetransSegs": repeat}}
@@ -130,9 +139,11 @@ def point(identity, x=None, label=None, **settings):
 
 
 def scenario(name, title, points, contenders=None, axis=None, **more):
-    return {"name": name, "title": title, "question": f"{title}: what does it cost over TCP and over RDMA?", "axis": axis,
+    return {"name": name, "title": title, "question": f"{title}: what does it cost over TCP and over RDMA?",
+            "axis": axis,
             "contenders": contenders or CONTENDERS, "points": points, "plots": [{"y": "total_s"}, {"y": "downtime_ms"},
-            {"y": "both_hosts_cpu"}], "published": [], "scale": None, "text": f'title = "{title}"\n[guest]\nmemory = "96M"\n',
+            {"y": "both_hosts_cpu"}], "published": [], "scale": None, "text": f'title = "{title}"\n[guest]\nmemory = '
+                                                                              f'"96M"\n',
             **more}
 
 
@@ -142,10 +153,12 @@ def comparison(scenarios, **more):
              "memory_mib": 2048, "rdma": {"device": "rxe0", "port": 1, "link_layer": "Ethernet", "gid_type": "RoCE v2",
                                           "mtu": 4096, "kind": "soft-RoCE"}} for index, host in enumerate("ab", 1)]
     limits = [{"tool": tool, "direction": way, "link": None, "mtu": 9000, "bytes_per_s": speed, "note": "best of two"}
-              for way in ("a->b", "b->a") for tool, speed in (("iperf3", 85e6), ("ib_send_bw -e", 52e6), ("ib_write_bw", 26e6))]
+              for way in ("a->b", "b->a") for tool, speed in (("iperf3", 85e6), ("ib_send_bw -e", 52e6),
+                                                              ("ib_write_bw", 26e6))]
     return {"schema": 1, "made": "2026-11-22T09:00:00Z", "wander": "0.5.0", "finished": True, "seed": 7,
             "command": ["testbed/compare", "testbed/scenarios/quick", "--out", "out dir"], "confidence_target": 0.10,
-            "scenarios": scenarios, "ends": ends, "boots": [{"id": 1, "began": "2026-11-22T08:00:00Z", "limits": limits},
+            "scenarios": scenarios, "ends": ends, "boots": [{"id": 1, "began": "2026-11-22T08:00:00Z",
+                                                             "limits": limits},
             {"id": 2, "began": "2026-11-22T08:30:00Z", "limits": []}], "warnings": [], "errors": [], **more}
 
 

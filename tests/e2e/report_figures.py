@@ -133,12 +133,14 @@ def raw_goodput(move):
 
 
 def near(what, got, wanted, within=1e-9):
-    expect(math.isclose(got, wanted, rel_tol=within, abs_tol=1e-12), f"expected {what} to be {wanted!r}; the report says {got!r}")
+    expect(math.isclose(got, wanted, rel_tol=within, abs_tol=1e-12), f"expected {what} to be {wanted!r}; the report "
+                                                                     f"says {got!r}")
 
 
 def medians(context):
     with World() as world:
-        found = [figure for figure in world.page.figures if figure["data-stat"] == "median" and figure["data-figure"] in RAW]
+        found = [figure for figure in world.page.figures if figure["data-stat"] == "median"
+                 and figure["data-figure"] in RAW]
         expect(len(found) > 200, f"expected over 200 medians to check; found {len(found)}")
         for figure in context.sample(found, 200):
             moves = world.moves(figure["data-key"])
@@ -154,7 +156,8 @@ def medians(context):
                        f"expected the interval of {what} to lie around it; got {low} to {high}")
         for figure in world.page.figures:
             if figure["data-stat"] == "count":
-                near(f"the runs of {figure['data-key']}", float(figure["data-value"]), len(world.moves(figure["data-key"])))
+                near(f"the runs of {figure['data-key']}", float(figure["data-value"]),
+                     len(world.moves(figure["data-key"])))
         check_text(found)
 
 
@@ -165,22 +168,27 @@ def check_text(found):
         if not words or figure["data-figure"] not in ("total_s", "downtime_ms", "guest_mib"):
             continue
         value = float(figure["data-value"])
-        shown = f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
-        expect(figure["text"].replace("\u202f", "").startswith(shown), f"expected {shown} for {figure['data-figure']} of "
+        places = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+        shown = f"{value:.{places}f}"
+        expect(figure["text"].replace("\u202f", "").startswith(shown), f"expected {shown} for {figure['data-figure']} "
+                                                                       f"of "
                f"{figure['data-key']}; the report shows '{figure['text']}'")
 
 
 def ratios(context):
     with World() as world:
-        found = [figure for figure in world.page.figures if figure["data-stat"] == "ratio" and figure["data-figure"] in RAW]
+        found = [figure for figure in world.page.figures if figure["data-stat"] == "ratio"
+                 and figure["data-figure"] in RAW]
         expect(len(found) > 40, f"expected over 40 ratios; found {len(found)}")
         for figure in found:
             key = figure["data-key"]
-            first = next(entry for entry in world.document["scenarios"] if entry["name"] == key.split("/")[0])["contenders"][0]
+            first = next(entry for entry in world.document["scenarios"]
+                         if entry["name"] == key.split("/")[0])["contenders"][0]
             other, base = world.moves(key), world.moves(f"{key.rpartition('/')[0]}/{first['name']}")
             value = RAW[figure["data-figure"]]
             every = [value(mine) / value(its) for mine in other for its in base if mine["boot"] == its["boot"]]
-            near(f"the ratio of {figure['data-figure']} of {key}", float(figure["data-value"]), statistics.median(every))
+            near(f"the ratio of {figure['data-figure']} of {key}", float(figure["data-value"]),
+                 statistics.median(every))
         shown = {figure["data-key"]: figure["data-shown"] for figure in found if figure["data-figure"] == "total_s"}
         expect(shown["dirty-rate/0/rdma"] == "yes", "expected 16 % less total time of 6 runs each to be shown")
         expect("dirty-rate/18000/rdma" not in shown, "expected no ratio where all runs were given up")
@@ -195,13 +203,16 @@ def forecasts(context):
             for guest in move.get("guests", [move]) if arrived(move) else []:
                 if guest["prediction"] is None or guest["report"]["switchover"]["forced"]:
                     continue
-                told = next(one for one in guest["prediction"]["paths"] if one["transport"] == move["transport"])["prediction"]
+                told = next(one for one in guest["prediction"]["paths"]
+                            if one["transport"] == move["transport"])["prediction"]
                 for key, known in errors.items():
                     came = guest["report"][f"{key}_ms"]
                     known.append(abs(told[f"{key}_ms"] - came) / came)
-        figures = {(one["data-figure"], one["data-stat"]): one for one in world.page.figures if one.get("data-key") == "all"}
+        figures = {(one["data-figure"], one["data-stat"]): one for one in world.page.figures
+                   if one.get("data-key") == "all"}
         for key, known in errors.items():
-            near(f"the median error of {key}", float(figures[f"prediction_{key}", "median"]["data-value"]), statistics.median(known))
+            near(f"the median error of {key}", float(figures[f"prediction_{key}", "median"]["data-value"]),
+                 statistics.median(known))
             ordered = sorted(known)
             place = 0.95 * (len(ordered) - 1)
             tail = ordered[int(place)] + (place - int(place)) * (ordered[int(place) + 1] - ordered[int(place)])
@@ -211,10 +222,12 @@ def forecasts(context):
 
 def traces(context):
     with World() as world:
-        links = {unquote(attributes["href"]) for name, attributes in world.page.elements if name == "a" and "href" in attributes}
+        links = {unquote(attributes["href"]) for name, attributes in world.page.elements if name == "a"
+                 and "href" in attributes}
         for link in links:
             if link.startswith("#"):
-                expect(any(attributes.get("id") == link[1:] for _, attributes in world.page.elements), f"{link} leads nowhere")
+                expect(any(attributes.get("id") == link[1:] for _, attributes in world.page.elements),
+                       f"{link} leads nowhere")
             elif not link.startswith("https://"):
                 expect((world.out / link).is_file(), f"expected {link} to be a file beside the report")
         files = {path.relative_to(world.out).as_posix() for path in (world.out / "moves").glob("*/*/*/*.json")}
@@ -222,7 +235,8 @@ def traces(context):
         runs = [row for row in world.page.rows if any(one["data-stat"] == "count" for one in row["figures"])]
         for row in runs:
             wanted = {name for name in files if name.startswith(f"moves/{row['figures'][0]['data-key']}/")}
-            expect(wanted == set(row["links"]), f"expected the row of {row['figures'][0]['data-key']} to lead to its files")
+            expect(wanted == set(row["links"]), f"expected the row of {row['figures'][0]['data-key']} to lead to its "
+                                                f"files")
         outside = [attributes for name, attributes in world.page.elements
                    if "src" in attributes or name in ("link", "iframe", "object", "embed")]
         expect(not outside, f"expected nothing from elsewhere; got {outside[:3]}")
@@ -247,8 +261,10 @@ def check_harmless(world):
     sizes = [attributes for name, attributes in world.page.elements if name == "svg" and not
              (float(attributes["width"]) > 0 and float(attributes["height"]) > 0 and "viewbox" in attributes)]
     expect(not sizes, f"expected every drawing to have a size; got {sizes[:1]}")
-    places = [value for name, attributes in world.page.elements if name in ("path", "line", "circle", "rect", "text", "polyline")
-              for key, value in attributes.items() if key in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "d", "width", "points")]
+    places = [value for name, attributes in world.page.elements if name in ("path", "line", "circle", "rect", "text",
+                                                                            "polyline")
+              for key, value in attributes.items() if key in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "d",
+                                                              "width", "points")]
     odd = [value for value in places if "nan" in value or "inf" in value]
     expect(not odd, f"expected every mark to have a place; got {odd[:3]}")
 
@@ -263,7 +279,8 @@ def one_table(context):
             if arrived(move):
                 near(f"total_s of {line['file']}", float(line["total_s"]), RAW["total_s"](move))
                 near(f"both_hosts_cpu of {line['file']}", float(line["both_hosts_cpu"]), RAW["both_hosts_cpu"](move))
-            expect(line["warm_up"] == str(move["warm_up"]), f"expected warm_up {move['warm_up']}; got {line['warm_up']}")
+            expect(line["warm_up"] == str(move["warm_up"]),
+                   f"expected warm_up {move['warm_up']}; got {line['warm_up']}")
 
         def formula(out):
             document = report_data.make(out)
@@ -274,7 +291,8 @@ def one_table(context):
 
     with World(formula) as world:
         text = (world.out / "moves.csv").read_text()
-        expect("'=HYPERLINK" in text and ",=HYPERLINK" not in text and ",\"=" not in text, "expected no formula in moves.csv")
+        expect("'=HYPERLINK" in text and ",=HYPERLINK" not in text and ",\"=" not in text, "expected no formula in "
+                                                                                           "moves.csv")
 
 
 # --- what is not there, or not as it should be
@@ -330,7 +348,8 @@ def odd_folders(context):
 def damaged_files(context):
     def make(out):
         document = report_data.make(out)
-        for index, text in enumerate(("{", "[1]", "[" * 100000, '{"report": NaN}', '{"guests": [1, {"report": {}}]}', "\udcff")):
+        for index, text in enumerate(("{", "[1]", "[" * 100000, '{"report": NaN}', '{"guests": [1, {"report": {}}]}',
+                                      "\udcff")):
             path = out / "moves/patterns/once/tcp" / f"9{index}.json"
             path.write_bytes(text.encode(errors="surrogateescape"))
         stray = out / "moves/nowhere/p/tcp/01.json"
@@ -340,7 +359,8 @@ def damaged_files(context):
 
     with World(make) as world:
         check_harmless(world)
-        for wanted in ("tcp/90.json cannot be read", "tcp/91.json is no move", "nowhere/p/tcp/01.json belongs to no point"):
+        for wanted in ("tcp/90.json cannot be read", "tcp/91.json is no move", "nowhere/p/tcp/01.json belongs to no "
+                                                                               "point"):
             expect(wanted in world.text, f"expected the report to say '{wanted}'")
     for text in (None, "{", "[]", '{"schema": 9}'):
         with tempfile.TemporaryDirectory() as out:
@@ -353,7 +373,8 @@ def damaged_files(context):
             raise Failure(f"expected no report of {text!r}, but a message")
 
 
-WRONG = (None, -1, 0, 1e308, "text", report_data.HOSTILE, True, [], {}, [1, "x"], {"a": {"b": 1}}, float("nan"), float("inf"))
+WRONG = (None, -1, 0, 1e308, "text", report_data.HOSTILE, True, [], {}, [1, "x"], {"a": {"b": 1}}, float("nan"),
+         float("inf"))
 
 
 def spoil(value, chance, share):
@@ -374,7 +395,8 @@ def wrong_values(context):
             document = alone(bare(repeats=5), report_data.several)(out)
             for path in out.glob("moves/*/*/*/*.json"):
                 path.write_text(json.dumps(spoil(json.loads(path.read_text()), context.random, share)))
-            spoilt = {key: spoil(value, context.random, share / 4) for key, value in document.items() if key != "schema"}
+            spoilt = {key: spoil(value, context.random, share / 4) for key, value in document.items()
+                      if key != "schema"}
             report_data.save(out, spoilt | {"schema": 1})
             return document
 
@@ -383,6 +405,7 @@ def wrong_values(context):
 
 
 if __name__ == "__main__":
-    run_cases(__doc__, {"medians": medians, "ratios": ratios, "forecasts": forecasts, "traces": traces, "escaping": escaping,
+    run_cases(__doc__, {"medians": medians, "ratios": ratios, "forecasts": forecasts, "traces": traces,
+                        "escaping": escaping,
                         "one_table": one_table, "odd_folders": odd_folders, "damaged_files": damaged_files,
                         "wrong_values": wrong_values})
