@@ -12,7 +12,7 @@
 /* So much later than the one before is each point beyond the last window. */
 static const double extra_step = 1.5;
 
-enum { CHANCE_PAGES = 6, CHANCE_PERCENT = 2, ENOUGH_PAGES = 32, TAIL_STEPS = 8, FAR_OFF = 10 };
+enum { CHANCE_PAGES = 6, CHANCE_PERCENT = 2, ENOUGH_PAGES = 128, TAIL_STEPS = 8, FAR_OFF = 10 };
 
 static const double most_power = 1.5;
 
@@ -222,11 +222,15 @@ double dirty_profile_pages(const struct dirty_profile *p, unsigned band, double 
     return pages[band];
 }
 
+/* From a window that is long enough for bursts not to count, and short for a hot set. */
 double dirty_profile_rate(const struct dirty_profile *p)
 {
+    double all = p->window_count ? total_pages(p, last_ns(p)) : 0;
+    double enough = larger(smaller(all / 8, ENOUGH_PAGES), ENOUGH_PAGES / 4);
+
     for (unsigned i = 0; i < p->window_count; i++) {
         double ns = (double)p->windows[i].ns, pages = total_pages(p, ns);
-        if (pages >= ENOUGH_PAGES || i + 1 == p->window_count)
+        if (pages >= enough || i + 1 == p->window_count)
             return pages * (double)NS_PER_S / larger(ns, 1);
     }
     return 0;

@@ -457,7 +457,7 @@ static const struct hostile_case hostile_cases[] = {
     {"windows_ns", "[1,2,3,4,5,6,7,8,9,10,11,11]", "do not grow"},
     {"windows_ns", "[0,2,3,4,5,6,7,8,9,10,11,12]", "do not grow"},
     {"windows_ns", "[1,2,3,4,5,6,7,8,9,10,11,1e30]", "windows_ns"},
-    {"windows_ns", "[1,2,3,4,5,6,7,8,9,10,11,\"12\"]", "windows_ns"},
+    {"windows_ns", "[1,2,3,4,5,6,7,8,9,10,11,\"12\"]", "windows_ns holds"},
     {"dirty_pages", NULL, "dirty_pages"},
     {"dirty_pages", "[]", "dirty_pages is no object"},
     {"dirty_pages", "{\"3\":[1,2]}", "12 to 12"},
