@@ -6,7 +6,6 @@ converge, the script it writes, and one clear message for whatever is wrong with
 import itertools
 import json
 import os
-import random
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ import plan_input
 import planning
 
 PLAN = ROOT / "testbed" / "plan"
-PAGE, CHUNK, BANDS, MIB = 4096, 256, 64, 1 << 20
+PAGE, CHUNK, BANDS, MIB, MASK = 4096, 256, 64, 1 << 20, (1 << 64) - 1
 WINDOWS = [round(1e6 * 1.5 ** power) for power in range(20)]  # ns, up to 2.2 s
 SETUP, ROUND, DOWNTIME, FINISH = 0.020, 0.001, 0.005, 0.010   # s
 LIMIT = 0.050
@@ -32,6 +31,14 @@ COSTS = {"samples": 5, "setup_ns": 0, "downtime_ns": round(DOWNTIME * 1e9), "dow
 # --- guests, one page at a time
 
 
+def mixed(number):
+    """As good as random, and the same each time: splitmix64."""
+    number = number * 0x9E3779B97F4A7C15 & MASK
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    number = (number ^ number >> 27) * 0x94D049BB133111EB & MASK
+    return number ^ number >> 31
+
+
 class Writer:
     """Which page is written when: the n-th write at n / rate."""
 
@@ -41,10 +48,10 @@ class Writer:
     def page(self, number):
         if self.pattern == "sequential":
             return number % self.hot
-        chance = random.Random(self.seed * 1000003 + number)
-        if self.pattern == "hotcold" and chance.random() < 0.9:
-            return chance.randrange(self.hot // 10)
-        return chance.randrange(self.hot)
+        dice = mixed(number + self.seed * 1000003)
+        if self.pattern == "hotcold" and dice % 10:
+            return dice // 10 % (self.hot // 10)
+        return dice // 10 % self.hot
 
     def written(self, since, until):
         first, last = (-int(-moment * self.rate // 1) for moment in (since, until))
