@@ -252,6 +252,19 @@ static double last_rate(const struct path_profile *path, const struct policy_inp
     return (double)last->dirty_pages_after / s / running / share;
 }
 
+/* What the guest has, as far as the rounds tell: the first one sent all. */
+static double most_pages(const struct policy_input *now)
+{
+    uint64_t most = 1;
+
+    for (size_t i = 0; i < now->round_count; i++) {
+        uint64_t pages = now->rounds[i].pages, dirty = now->rounds[i].dirty_pages_after;
+        most = pages > most ? pages : most;
+        most = dirty > most ? dirty : most;
+    }
+    return (double)most;
+}
+
 void prediction_refine(const struct dirty_profile *guest, const struct path_profile *path,
                        const struct fixed_costs *costs, const struct policy_limits *limits,
                        const struct policy_input *now, struct prediction *out)
@@ -271,6 +284,6 @@ void prediction_refine(const struct dirty_profile *guest, const struct path_prof
     if (guest && guest->window_count)
         dirty_curve_make(guest, &curve);
     else
-        dirty_curve_make_steady(last_rate(path, now), &curve);
+        dirty_curve_make_steady(last_rate(path, now), most_pages(now), &curve);
     predict(&setting, out);
 }
