@@ -21,7 +21,7 @@ PAGE, CHUNK, BANDS, MIB, MASK = 4096, 256, 64, 1 << 20, (1 << 64) - 1
 WINDOWS = [round(1e6 * 1.5 ** power) for power in range(20)]  # ns, up to 2.2 s
 SETUP, ROUND, DOWNTIME, FINISH = 0.020, 0.001, 0.005, 0.010   # s
 LIMIT = 0.050
-TOLERANCE = 0.05  # of a guest's time: its profile is a smooth curve; the engine guesses the fixed costs that it adds
+TOLERANCE = 0.03  # of a guest's time: its profile is a smooth curve; the engine guesses the fixed costs that it adds
 PATH = {"bandwidth_bytes_per_s": 1 << 30, "zero_bandwidth_bytes_per_s": 0, "setup_ns": round(SETUP * 1e9),
         "round_ns": round(ROUND * 1e9), "round_trip_ns": 100000, "bandwidth_spread": 0.02, "guest_share": 1}
 COSTS = {"samples": 5, "setup_ns": 0, "downtime_ns": round(DOWNTIME * 1e9), "downtime_spread_ns": 1000000,
