@@ -24,10 +24,6 @@ ENOUGH_BOOTS = 3
 ANSWER_SECONDS = 20
 
 
-class HostsGone(Exception):
-    """A host does not answer any more; why."""
-
-
 class Cell:
     """One contender at one point of a scenario: what a median is made of."""
 
@@ -180,8 +176,10 @@ class Run:
                 try:
                     session.prepare(stack)
                     self.in_session(session)
-                except HostsGone as gone:
-                    self.warn(f"the hosts of boot {session.boot['id']} were lost during {gone}; others took over")
+                except (Failure, Trouble) as trouble:
+                    if session.answer():
+                        raise
+                    self.warn(f"the hosts of boot {session.boot['id']} were lost: {str(trouble).splitlines()[0]}")
             fruitless = 0 if session.good else fruitless + 1
         if fruitless >= ENOUGH_BOOTS:
             raise Failure(f"{fruitless} boots of the hosts one after the other were lost before one move went well")
@@ -311,7 +309,7 @@ class Run:
         except Failure as failure:
             result = {**trial.NOTHING, "failed": str(failure)}
         if result["failed"] and not session.answer():
-            raise HostsGone(what)
+            raise Failure(f"{what}: {result['failed']}")
         move = {"schema": 1, "scenario": cell.scenario, "point": cell.point["id"], "contender": cell.contender["name"],
                 "transport": cell.contender["transport"], "repeat": repeat, "warm_up": warm_up,
                 "boot": session.boot["id"], "order": self.order, "began": made, "source": str(source),

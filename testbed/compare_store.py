@@ -13,6 +13,9 @@ SCHEMA = 1
 # What must be the same, or the moves that are there and those to come would not be of one comparison.
 SAME = {"wander": "another version of wander", "wander_sha256": "another build of wander", "hosts": "other hosts"}
 
+# What a resumed comparison may be asked for otherwise.
+ANEW = ("finished", "command", "repeats", "max_repeats", "confidence_target")
+
 
 def now():
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -61,7 +64,7 @@ class Store:
                 how = "has changed since" if scenario["name"] in texts else "is not among those"
                 raise Failure(f"--resume: the scenario '{scenario['name']}' {how} in {self.out}: begin anew with "
                               f"another --out, or give the file as it was")
-        self.document = {**there, "finished": False, "command": document["command"]}
+        self.document = {**there, **{key: document[key] for key in ANEW}}
         self.save()
 
     def save(self):

@@ -122,19 +122,30 @@ class Machine:
                 f"are disturbed. Measure again when it is idle.")
 
 
+def dead(found):
+    """Whether hosts that are up are of no use: one has died, or does not answer when asked twice."""
+    return found.alive() and not any(all(host.get("answers") for host in found.status().values()) for _ in range(2))
+
+
 @contextlib.contextmanager
 def virtual_hosts(state, link):
-    """The pair in `state`, booted if it is not up, and as it was before once this is over."""
+    """The pair in `state`, booted if it is not up, and as it was before once this is over; a dead one is replaced."""
     with contextlib.ExitStack() as stack:
         if state is None:
             state = instance.default_directory()
             if not instance.Instance(state).alive():
                 state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wander-pair-"))) / "hosts"
         found = instance.Instance(state)
+        replaced = dead(found)
+        if replaced:
+            print(f"the virtual hosts in '{state}' do not answer: booting others in their place", flush=True)
+            found.down()
         if not found.alive():
-            program = [str(hosts.ROOT / "testbed" / "hosts"), "--state", str(state)]
-            stack.callback(subprocess.run, [*program, "down"], stdout=subprocess.DEVNULL)
-            if subprocess.run([*program, "up", "--until-pid", str(os.getpid())]).returncode:
+            program, until = [str(hosts.ROOT / "testbed" / "hosts"), "--state", str(state)], []
+            if not replaced:
+                stack.callback(subprocess.run, [*program, "down"], stdout=subprocess.DEVNULL)
+                until = ["--until-pid", str(os.getpid())]
+            if subprocess.run([*program, "up", *until]).returncode:
                 raise Failure("the virtual hosts did not come up; what testbed/hosts said is above")
         if link is not None:
             before = found.read()["settings"]["link"]
