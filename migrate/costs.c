@@ -199,6 +199,12 @@ static uint64_t bandwidth_millionths(const struct measurement *m, uint64_t rehea
     return ratio > 0.01 && ratio < 100 ? (uint64_t)(ratio * 1e6) : 0;
 }
 
+/* Not the fixed costs': they are the path's, which a prediction knows. */
+static uint64_t round_trips_ns(const struct measurement *m)
+{
+    return DOWNTIME_ROUND_TRIPS * m->round_trip_ns;
+}
+
 /* What the last round's pages took: at most the final copy, and what was not needed to find them
  * and to fence them is theirs. */
 static uint64_t pages_ns(const struct measurement *m)
@@ -215,7 +221,7 @@ static struct cost_sample sample_of(const struct measurement *m, uint64_t rehear
 {
     return (struct cost_sample){
         .setup_ns = m->setup_ns,
-        .downtime_ns = less(m->downtime_ns, pages_ns(m)),
+        .downtime_ns = less(m->downtime_ns, pages_ns(m) + round_trips_ns(m)),
         .finish_ns = less(m->total_ns, m->pause_start_ns + m->downtime_ns),
         .bandwidth_millionths = bandwidth_millionths(m, rehearsed_bandwidth),
     };
@@ -258,7 +264,9 @@ int costs_learn(const struct costs_key *key, const struct measurement *m,
     struct cost_sample sample = sample_of(m, rehearsed_bandwidth);
     struct cost_book *book;
 
-    if (!teaches(m) || !sample.downtime_ns)
+    if (!sample.downtime_ns)
+        sample.downtime_ns = 1; /* all of it went to pages and round trips */
+    if (!teaches(m))
         return 0;
     int folder = costs_file_lock(err);
     if (folder < 0)

@@ -84,6 +84,7 @@ static const struct field path_fields[] = {
     M(lanes, "lanes", FIELD_UNSIGNED, NEVER_NULL),
     M(total_ns, "total_ms", FIELD_MS, NEVER_NULL),
     M(setup_ns, "setup_ms", FIELD_MS, NULL_IF_ZERO),
+    M(round_trip_ns, "round_trip_ms", FIELD_MS, NULL_IF_ZERO),
     M(pause_start_ns, "pause_start_ms", FIELD_MS, NULL_IF_ZERO),
     M(downtime_ns, "downtime_ms", FIELD_MS, NULL_IF_ZERO),
 };

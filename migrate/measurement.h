@@ -98,6 +98,7 @@ struct measurement {
     unsigned lanes;
 
     uint64_t total_ns, setup_ns;
+    uint64_t round_trip_ns;  /* the shortest that the control channel has seen */
     uint64_t pause_start_ns; /* of the pause that became the downtime, since the accepted command */
     uint64_t downtime_ns;    /* source's clock, pause -> RUNNING received; or, on one clock, until a
                                 vCPU ran */

@@ -15,7 +15,7 @@ struct policy_input source_policy_input(struct migration *m)
         .elapsed_ns = clock_now() - m->accepted_at,
         .bandwidth = policy_bandwidth(m->history, m->history_count),
         .state_bytes = m->state_bytes,
-        .fixed_ns = m->fixed_ns + 3 * channel_round_trip(m->channel),
+        .fixed_ns = m->fixed_ns + DOWNTIME_ROUND_TRIPS * channel_round_trip(m->channel),
         .pause_delay_ns = m->pause_delay_ns,
     };
 }
@@ -70,6 +70,7 @@ int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_bef
     total->zero_pages += counts->zero_pages;
     total->guest_bytes += counts->bytes;
     total->wire_bytes = stats.wire_bytes;
+    total->round_trip_ns = channel_round_trip(m->channel);
     if (paused || result)
         return result;
     remember_round(m, &(struct policy_round){

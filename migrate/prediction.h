@@ -25,11 +25,14 @@ struct path_profile {
     double guest_share; /* of its dirtying that the guest gets done while pages are sent: 0..1 */
 };
 
+/* Of the control channel, in every downtime: the last fence, the load, the start. */
+enum { DOWNTIME_ROUND_TRIPS = 3 };
+
 /* What migrations like this one cost besides pages, learnt from earlier ones (costs.h). */
 struct fixed_costs {
-    unsigned samples;            /* migrations they were learnt from; 0: built-in estimates */
-    uint64_t setup_ns;           /* 0: as the path says */
-    uint64_t downtime_ns;        /* all of the downtime but the last round's pages */
+    unsigned samples;     /* migrations they were learnt from; 0: built-in estimates */
+    uint64_t setup_ns;    /* 0: as the path says */
+    uint64_t downtime_ns; /* all of the downtime but the last round's pages and round trips */
     uint64_t downtime_spread_ns; /* half the width of where 90 % of them lay */
     uint64_t finish_ns;          /* from the guest running there until the source is free */
     double bandwidth_ratio;      /* measured over rehearsed, 1 when not known */

@@ -196,7 +196,7 @@ static void begin(struct run *r)
     r->input = (struct policy_input){
         .rounds = r->rounds,
         .state_bytes = ASSUMED_STATE,
-        .fixed_ns = POLICY_FIRST_FIXED_MS * NS_PER_MS + 3 * s->path->round_trip_ns,
+        .fixed_ns = POLICY_FIRST_FIXED_MS * NS_PER_MS + DOWNTIME_ROUND_TRIPS * s->path->round_trip_ns,
         .pause_delay_ns = POLICY_FIRST_PAUSE_DELAY_MS * NS_PER_MS,
     };
     first_round(r);
@@ -220,7 +220,8 @@ static struct run_result switch_over(const struct run *r, bool forced)
     for (unsigned g = 0; g < CURVE_GROUPS; g++)
         pages += r->found[g] +
                  written_meanwhile(s->curve, g, dirty_curve_ns(s->curve, g, r->found[g]), late_ns);
-    result.downtime_ns = (double)s->costs->downtime_ns + send_ns(r, pages);
+    result.downtime_ns = (double)s->costs->downtime_ns + send_ns(r, pages) +
+                         DOWNTIME_ROUND_TRIPS * (double)s->path->round_trip_ns;
     result.total_ns += result.downtime_ns + (double)s->costs->finish_ns;
     result.bytes += pages * GUEST_PAGE_SIZE;
     result.rounds++;

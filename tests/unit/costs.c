@@ -151,6 +151,25 @@ Test(costs, pages_take_no_more_than_the_final_copy)
     expect_ms("downtime", costs.downtime_ns, 5);
 }
 
+Test(costs, round_trips_are_the_paths_and_not_learnt)
+{
+    struct costs_key key = example_key();
+    struct round_measurement rounds[2];
+    struct measurement m = example(rounds);
+    struct fixed_costs costs;
+
+    m.round_trip_ns = 2 * NS_PER_MS;
+    learn(&key, &m, 0);
+    costs_recall(&key, &costs);
+    expect_ms("downtime", costs.downtime_ns, 12 - DOWNTIME_ROUND_TRIPS * 2);
+    m.round_trip_ns = 100 * NS_PER_MS; /* more than there is */
+    key.vcpus++;
+    learn(&key, &m, 0);
+    costs_recall(&key, &costs);
+    cr_expect_eq(costs.samples, 1u, "%u samples", costs.samples);
+    expect_ms("downtime", costs.downtime_ns, 0);
+}
+
 Test(costs, medians_and_the_central_ninety_percent)
 {
     struct costs_key key = example_key();

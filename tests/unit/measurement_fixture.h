@@ -98,6 +98,7 @@ static inline struct measurement full_measurement(void)
         .setup_ns = 45678912,
         .downtime_ns = 23456789,
         .downtime = {1000001, 12000002, 2000003, 300004, 400005, 0, 0},
+        .round_trip_ns = 1300014,
         .pause_start_ns = 1111111112,
         .prediction = {.basis = PREDICTION_REHEARSED,
                        .age_ns = 5000000001,
