@@ -307,9 +307,8 @@ void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *o
 
 void dirty_curve_make_steady(double pages_per_s, double present, struct dirty_curve *out)
 {
-    *out = (struct dirty_curve){.points = 1, .present = {present}};
-    out->ns[0] = present * (double)NS_PER_S / larger(pages_per_s, 1e-9);
-    out->pages[0][0] = present;
+    *out = (struct dirty_curve){.points = 1, .ns = {0x1p62}, .present = {present}};
+    out->pages[0][0] = pages_per_s * 0x1p62 / (double)NS_PER_S;
 }
 
 /* The first point at or after `ns`; `points` when there is none. */

@@ -23,7 +23,7 @@ struct dirty_curve {
 };
 
 void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *out);
-/* A guest that dirties `pages_per_s`, until it has dirtied all it has. */
+/* A guest of `present` pages whose curve rises by `pages_per_s` without an end. */
 void dirty_curve_make_steady(double pages_per_s, double present, struct dirty_curve *out);
 /* Distinct pages of a group that get dirty in `ns`. */
 double dirty_curve_pages(const struct dirty_curve *c, unsigned group, double ns);

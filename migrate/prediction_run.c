@@ -34,6 +34,11 @@ struct run {
     unsigned round_count, throttle, steady_rounds;
 };
 
+static double smaller(double a, double b)
+{
+    return a < b ? a : b;
+}
+
 static double larger(double a, double b)
 {
     return a > b ? a : b;
@@ -141,7 +146,7 @@ static double send_groups(struct run *r, double expected_ns)
         sent += r->found[g];
         if (along > 0)
             sent += along * written_meanwhile(c, g, before, waiting);
-        r->found[g] = dirty_again(c, g, before, &turn);
+        r->found[g] = smaller(dirty_again(c, g, before, &turn), c->present[g]);
     }
     return sent;
 }
