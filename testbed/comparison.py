@@ -1,5 +1,5 @@
-"""What is made of repeated measurements: medians, quartiles, intervals, ratios, tables and bars as text, and what may be
-concluded. Nothing here talks to a host."""
+"""What is made of repeated measurements: medians, quartiles, intervals, ratios, tables and bars as text, and what may
+be concluded. Nothing here talks to a host."""
 
 import functools
 import math
@@ -48,7 +48,7 @@ def paired_ratio(ours, theirs, seed=1):
 CONFIDENCE = 0.95  # of a median's interval
 RATIO_CONFIDENCE = 0.98  # of a ratio's: a report holds many of them, and few may mislead
 RANGE_BELOW = 6  # values; of fewer, resampling says less than their range does
-FAR = 3.5  # robust standard deviations from the median: an outlier
+FAR = 5  # robust standard deviations from the median: an outlier
 
 
 def t_quantile(share, freedom):

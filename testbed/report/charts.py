@@ -6,7 +6,7 @@ from collections import namedtuple
 from .markup import Markup, el
 from .moves import FIGURES, PARTS, ROLES, entries, number
 from .study import address
-from .svg import Drawing, Linear, Log, apart, cut, mark, plain, short, shown, style, wide
+from .svg import Drawing, Linear, Log, apart, cut, mark, plain, short, shown, style, times, wide
 
 WIDTH, HEIGHT, FOREST = 420, 280, 350
 LINE = 13  # height of a line of text
@@ -397,7 +397,7 @@ def forest_chart(rows, title, words):
     height = sum(step if heading is None else LINE + 9 for heading, _, _ in rows) + 8
     low = min(0.5, max(0.02, min(result["low"] for result in known) * 0.95))
     high = max(2.0, min(50.0, max(result["high"] for result in known) * 1.05))
-    in_words = [f"{label}: {result['ratio']:.2f} ({result['low']:.2f} to {result['high']:.2f})"
+    in_words = [f"{label}: {times(result['ratio'])} ({times(result['low'])} to {times(result['high'])})"
                 for _, label, result in rows if result]
     drawing = Drawing(FOREST, height + 40, title, "; ".join(in_words))
     box = Box(left, 8, right, height)
@@ -426,7 +426,7 @@ def draw_ratio(drawing, label, result, y, scale, box):
     drawing.line(clip(result["low"]), y, clip(result["high"]), y, stroke=colour, width=2 if shown else 1.4)
     drawing.add("circle", cx=float(clip(result["ratio"])), cy=float(y), r=4.2, fill=colour if shown else "#fff",
                 stroke=colour, stroke_width=1.5)
-    drawing.text(FOREST - 2, y + 4, f"{result['ratio']:.2f}", "end", fill=INK if shown else MUTED,
+    drawing.text(FOREST - 2, y + 4, times(result["ratio"]), "end", fill=INK if shown else MUTED,
                  font_weight=600 if shown else 400)
 
 

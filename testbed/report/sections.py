@@ -149,29 +149,25 @@ def scenario_section(study, scenario):
         tables.ratio_table(study, scenario) if len(names) > 1 else None,
         el("h3", "Where the time and the CPU went") if any(parts) else None,
         el("div", *parts, class_="plots") if any(parts) else None,
-        published(scenario),
+        published(study, scenario),
         folded(f"Round by round ({len(rounds)} runs)", paragraph(ROUND_BY_ROUND, class_="note"),
                el("div", *rounds, class_="plots small")) if rounds else None,
         folded("All figures, with intervals and quartiles", tables.full_tables(study, scenario)))
 
 
-def published(scenario):
-    """What others found, beside ours above, with how it is known."""
-    known = {"read": "read in the source", "reported": "reported, the source was not at hand"}
+def published(study, scenario):
+    """What others found, with how it is known, and ours beside it."""
+    known = {"read": "read in the source", "reported": "reported: the source was not at hand"}
     rows = [tables.row(text(entry, "what") or "?", el("td", text(entry, "figure") or "?", class_="words"),
                        el("td", text(entry, "source") or "?", class_="words"),
                        el("td", known.get(text(entry, "known"), "how it is known was not said"), class_="words"))
             for entry in scenario["published"]]
-    scale = paragraph(f"Scale: {scenario['scale']}") if scenario["scale"] else None
-    if not rows:
-        return scale
-    return join([el("h3", "Published figures beside ours"), scale,
-                 tables.table(["what", "published", "source", "provenance"], rows, words=(1, 2, 3)), ours(scenario)])
-
-
-def ours(scenario):
-    return paragraph("Ours are in the tables of this scenario above: the ratios are what compares, not the times, "
-                     "which the scale changes.", class_="note")
+    scale = [paragraph(part) for part in (scenario["scale"] or "").split("\n\n") if part.strip()]
+    if not rows and not scale:
+        return None
+    return join([el("h3", "Published figures beside ours" if rows else "Scale"), *scale,
+                 tables.table(["what", "published", "source", "provenance"], rows, words=(1, 2, 3)) if rows else None,
+                 tables.ours_table(study, scenario) if rows else None])
 
 
 # --- what else happened

@@ -6,7 +6,8 @@ from urllib.parse import quote
 
 import comparison
 
-from .moves import FIGURES, entries, get, number, text, switchover, out_of_time
+from .moves import FIGURES, entries, get, number, out_of_time, switchover, text
+from .svg import times
 
 JUDGED = tuple(comparison.LESS)
 GOALS = {"total": (0.05, 0.15, 0.0, 0.0), "downtime": (0.10, 0.25, 5.0, 10.0)}  # shares and ms: median, 95th percentile
@@ -141,7 +142,7 @@ def tally(differences):
 
 def ratios(found):
     low, high = min(found), max(found)
-    return f"{low:.2f} times" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f} times"
+    return f"{times(low)} times" if times(low) == times(high) else f"{times(low)} to {times(high)} times"
 
 
 def points_in_words(count):

@@ -35,6 +35,13 @@ def shown(value, key):
     return f"{value:g}" if key == "rounds" and value < 1000 else plain(value)
 
 
+def times(ratio):
+    """A ratio with two decimals, or as many as it takes not to look like 1."""
+    if ratio >= 100:
+        return plain(ratio)
+    return next((words for words in (f"{ratio:.{places}f}" for places in (2, 3, 4)) if float(words) != 1), f"{ratio:.2f}")
+
+
 def short(value):
     """For the ticks of an axis."""
     for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -7,7 +7,7 @@ from .charts import title_of
 from .markup import el, join
 from .moves import FIGURES, LIMITS, PARTS, ROLES, SIDES
 from .study import address, difference
-from .svg import plain, shown
+from .svg import shown, times
 
 MAIN = ("total_s", "downtime_ms", "rounds", "guest_mib", "goodput_mib_s", "both_hosts_cpu", "work_during")
 GROUPS = (
@@ -18,6 +18,7 @@ GROUPS = (
     ("CPU of wander", tuple(f"{side}_{role}_cpu" for side in SIDES for role in ("process", *ROLES, "rest"))),
     ("guest", ("work_during", "work_after")),
 )
+OURS = ("total_s", "downtime_ms")
 COMPARED = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu", "source_host_cpu", "destination_host_cpu",
             "work_during")
 
@@ -81,14 +82,19 @@ def count_cell(group):
               data_stat="count", data_key=group.key, data_value=str(len(group.counted)))
 
 
+def known(study, scenario, keys):
+    """Those of the figures that somebody knows."""
+    return [key for key in keys if any(group.stat(key) for group in study.of(scenario))]
+
+
 def main_table(study, scenario):
-    rows = []
+    rows, keys = [], known(study, scenario, MAIN)
     for point in scenario["points"]:
         for index, contender in enumerate(scenario["contenders"]):
             group = study.group(scenario, point, contender)
             rows.append(row(f"{point['label']}, {contender['name']}", count_cell(group),
-                            *(median_cell(group, key) for key in MAIN), runs_cell(group), begins=index == 0))
-    return table(["", "runs", *map(heading, MAIN), "files"], rows,
+                            *(median_cell(group, key) for key in keys), runs_cell(group), begins=index == 0))
+    return table(["", "runs", *map(heading, keys), "files"], rows,
                  "Medians, and below them the interval in which the median lies. * an outlier, forced, given up or "
                  "failed.")
 
@@ -96,8 +102,7 @@ def main_table(study, scenario):
 def ratio_cell(result, group, key):
     if result is None or not result["enough"]:
         return el("td", "–", title="too few runs in one boot, or some were given up")
-    words = f"{result['ratio']:.2f}" if result["ratio"] < 100 else plain(result["ratio"])
-    return el("td", words, el("i", f"{result['low']:.2f} – {result['high']:.2f}"),
+    return el("td", times(result["ratio"]), el("i", f"{times(result['low'])} – {times(result['high'])}"),
               el("i", "differs" if result["shown"] else "no difference shown"),
               class_="shown" if result["shown"] else None, data_figure=key, data_stat="ratio", data_key=group.key,
               data_value=repr(result["ratio"]), data_shown="yes" if result["shown"] else "no")
@@ -105,14 +110,30 @@ def ratio_cell(result, group, key):
 
 def ratio_table(study, scenario):
     first, *others = scenario["contenders"]
-    rows = []
+    rows, keys = [], known(study, scenario, COMPARED)
     for point in scenario["points"]:
         for index, other in enumerate(others):
             pair = study.group(scenario, point, first), study.group(scenario, point, other)
             rows.append(row(f"{point['label']}: {other['name']} ÷ {first['name']}",
-                            *(ratio_cell(difference(*pair, key), pair[1], key) for key in COMPARED), begins=index == 0))
-    return table(["", *map(heading, COMPARED)], rows,
+                            *(ratio_cell(difference(*pair, key), pair[1], key) for key in keys), begins=index == 0))
+    return table(["", *map(heading, keys)], rows,
                  f"Ratios over {first['name']} with 98 % intervals, from runs of one boot.")
+
+
+def ours_table(study, scenario):
+    """Total time and downtime of each contender and their ratios, to lay beside published ones."""
+    first, *others = scenario["contenders"]
+    head, rows = [""], []
+    for key in OURS:
+        head += [f"{heading(key)}: {first['name']}", others[0]["name"] if len(others) == 1 else "against it", "ratio"]
+    for point in scenario["points"]:
+        for other in others or [first]:
+            pair = study.group(scenario, point, first), study.group(scenario, point, other)
+            cells = [cell for key in OURS for cell in (*(median_cell(group, key) for group in pair),
+                                                       ratio_cell(difference(*pair, key), pair[1], key))]
+            rows.append(row(f"{point['label']}: {other['name']}", *cells))
+    return table(head, rows, "Ours, at this scale: ratios are what compares with published ones; times are not, for the "
+                             "scale changes them.")
 
 
 def full_tables(study, scenario):

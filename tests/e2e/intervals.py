@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Whether the intervals of the comparison are honest and of use, by simulation: timings as real ones are, lognormal
-with now and then one that took far longer. A thing compared with itself must hardly ever differ, a slowdown must show."""
+with now and then one that took far longer. A thing compared with itself must hardly ever differ, a slowdown must
+show."""
 
 import itertools
 import math
