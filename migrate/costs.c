@@ -188,6 +188,21 @@ static double first_bandwidth(const struct measurement *m)
                : 0;
 }
 
+/* bytes/s over the rounds after it, as the last one's pages go: they are there already, where the
+ * first has to touch memory. 0: not enough of them to tell. */
+static double later_bandwidth(const struct measurement *m)
+{
+    double bytes = 0, ns = 0;
+
+    for (size_t i = 1; i < m->round_count; i++) {
+        if (m->rounds[i].paused)
+            continue;
+        bytes += (double)m->rounds[i].bytes;
+        ns += (double)m->rounds[i].ns;
+    }
+    return bytes >= SETTLED_BYTES && ns > 0 ? bytes * 1e9 / ns : 0;
+}
+
 /* A bandwidth that was capped, or a round full of zero pages, is not what the path can do. */
 static uint64_t bandwidth_millionths(const struct measurement *m, uint64_t rehearsed)
 {
@@ -209,8 +224,10 @@ static uint64_t round_trips_ns(const struct measurement *m)
  * and to fence them is theirs. */
 static uint64_t pages_ns(const struct measurement *m)
 {
-    double bandwidth = first_bandwidth(m);
+    double bandwidth = later_bandwidth(m);
 
+    if (bandwidth <= 0)
+        bandwidth = first_bandwidth(m);
     if (bandwidth <= 0)
         bandwidth = (double)m->goodput;
     double ns = bandwidth > 0 ? (double)m->last_bytes * 1e9 / bandwidth : 0;

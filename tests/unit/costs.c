@@ -151,6 +151,24 @@ Test(costs, pages_take_no_more_than_the_final_copy)
     expect_ms("downtime", costs.downtime_ns, 5);
 }
 
+/* 1 MiB takes 8 ms as the first round went, and 4 ms as the second did. */
+Test(costs, the_last_pages_go_as_the_later_rounds_did)
+{
+    struct costs_key key = example_key();
+    struct round_measurement two[2], rounds[3];
+    struct measurement m = example(two);
+    struct fixed_costs costs;
+
+    rounds[0] = two[0];
+    rounds[1] = (struct round_measurement){.bytes = 16 << 20, .ns = 64 * NS_PER_MS};
+    rounds[2] = two[1];
+    m.rounds = rounds;
+    m.round_count = 3;
+    learn(&key, &m, 0);
+    costs_recall(&key, &costs);
+    expect_ms("downtime", costs.downtime_ns, 16);
+}
+
 Test(costs, round_trips_are_the_paths_and_not_learnt)
 {
     struct costs_key key = example_key();
