@@ -112,6 +112,8 @@ def several_boots(context):
         found += comparison.compare_medians(slower, theirs)["shown"]
     print(f"    over three boots: {false} of 200 false, {found} of 200 slowdowns of 20 % found")
     expect(false <= 12 and found >= 170, f"expected at most 12 false and at least 170 found; got {false} and {found}")
+    apart = comparison.compare_medians(runs([1.0], 1) + runs([10.0], 2), runs([2.0], 1) + runs([20.0, 20.0], 2))
+    same("the pairs of one boot each", (apart["ratio"], apart["pairs"]), (0.5, 3))
     expect(comparison.compare_medians(runs([1.0], 1), runs([2.0], 2)) is None, "expected no ratio across boots")
 
 

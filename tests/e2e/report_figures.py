@@ -206,6 +206,15 @@ def ratios(context):
         expect("dirty-rate/18000/rdma" not in shown, "expected no ratio where all runs were given up")
         expect("patterns/once/rdma" not in shown, "expected no ratio of one run each")
 
+    def some_given_up(out):
+        document = alone(bare(repeats=6))(out)
+        report_data.Maker(out).move("bare", "p", report_data.CONTENDERS[0], 7, cancelled=True)
+        return document
+
+    with World(some_given_up) as world:
+        kept = [figure for figure in world.page.figures if figure["data-stat"] == "ratio"]
+        expect(not kept, f"expected no ratio where a run was given up; got {kept[:1]}")
+
 
 def forecasts(context):
     with everything() as world:
