@@ -1,6 +1,7 @@
 #include "migrate/inquiry.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -10,7 +11,7 @@
 #include "migrate/preflight.h"
 #include "transport/base/clock.h"
 
-enum { PINGS = 8 };
+enum { PINGS = 8, PONG_MS = 50 };
 
 int inquiry_open(const struct address *destination, int timeout_ms, struct reasons *refused,
                  struct inquiry *out, struct error *err)
@@ -142,39 +143,53 @@ int inquiry_probe(struct inquiry *q, const struct probe_message *wanted, struct 
     return result || !wanted ? result : check_room(wanted, out, err);
 }
 
-/* The other end's own heartbeats may come in between. */
-static int await_pong(struct inquiry *q, struct error *err)
+/* 1: the answer to that very ping; 0: none within PONG_MS. Other heartbeats may come in between. */
+static int await_pong(struct inquiry *q, uint64_t sent_at, struct error *err)
 {
-    for (;;) {
+    uint64_t until = sent_at + PONG_MS * NS_PER_MS;
+    struct pollfd wait = {.fd = q->socket, .events = POLLIN};
+
+    while (poll(&wait, 1, clock_ms_until(until)) > 0) {
+        struct pong pong = {0};
         struct message m;
         int result = exchange_read(q->socket, &m, q->deadline, -1, err);
-        if (!result && m.type != MESSAGE_PING && m.type != MESSAGE_PONG)
-            result = message_unexpected(&m, "PONG", err);
-        bool came = !result && m.type == MESSAGE_PONG;
-        message_free(&m);
-        if (result || came)
+        if (result)
             return result;
+        if (m.type == MESSAGE_PONG)
+            result = pong_decode(&m, &pong, err);
+        else if (m.type != MESSAGE_PING)
+            result = message_unexpected(&m, "PONG", err);
+        message_free(&m);
+        if (result || pong.ping_sent_at == sent_at)
+            return result ? result : 1;
     }
+    return 0;
 }
 
+/* A ping that comes while the other end is saying something else gets no answer: it is sent anew.
+ */
 int inquiry_round_trip(struct inquiry *q, uint64_t *ns, struct error *err)
 {
     uint64_t shortest = UINT64_MAX;
     uint8_t body[8];
-    int result = 0;
 
-    for (int i = 0; i < PINGS && !result; i++) {
-        uint64_t began = clock_now();
-        result =
-            exchange_write(q->socket, MESSAGE_PING, body,
-                           ping_encode(&(struct ping){.sent_at = began}, body), q->deadline, err);
+    for (int count = 0; count < PINGS;) {
+        struct ping ping = {.sent_at = clock_now()};
+        int result = exchange_write(q->socket, MESSAGE_PING, body, ping_encode(&ping, body),
+                                    q->deadline, err);
         if (!result)
-            result = await_pong(q, err);
-        uint64_t took = clock_now() - began;
-        shortest = took < shortest ? took : shortest;
+            result = await_pong(q, ping.sent_at, err);
+        if (result < 0)
+            return result;
+        uint64_t now = clock_now();
+        if (result > 0 && now - ping.sent_at < shortest)
+            shortest = now - ping.sent_at;
+        count += result;
+        if (now >= q->deadline)
+            return error_set(err, ETIMEDOUT, "the destination answers no ping");
     }
-    *ns = result ? 0 : shortest;
-    return result;
+    *ns = shortest;
+    return 0;
 }
 
 int inquiry_lane_address(const struct inquiry *q, const char *scheme,

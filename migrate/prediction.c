@@ -118,7 +118,7 @@ static uint64_t needed_bandwidth(const struct run_setting *setting)
         else
             low = middle;
     }
-    return to_u64(ceil(high));
+    return to_u64(ceil(high * setting->again));
 }
 
 /* The guest throttled from the first page on. */
@@ -220,6 +220,16 @@ static double path_bandwidth(const struct path_profile *path, const struct fixed
     return max_bandwidth ? smaller(bandwidth, (double)max_bandwidth) : bandwidth;
 }
 
+/* How many times as fast pages go that the destination has already. */
+static double path_again(const struct path_profile *path, double bandwidth, uint64_t max_bandwidth)
+{
+    double again = path->again_bandwidth && path->bandwidth
+                       ? (double)path->again_bandwidth / (double)path->bandwidth
+                       : 1;
+
+    return max_bandwidth ? smaller(again, (double)max_bandwidth / bandwidth) : again;
+}
+
 void prediction_make(const struct dirty_profile *guest, const struct path_profile *path,
                      const struct fixed_costs *costs, const struct policy_limits *limits,
                      uint64_t max_bandwidth, struct prediction *out)
@@ -237,6 +247,7 @@ void prediction_make(const struct dirty_profile *guest, const struct path_profil
         .look_ns = guest->collect_ns,
     };
 
+    setting.again = path_again(path, setting.bandwidth, max_bandwidth);
     dirty_curve_make(guest, &curve);
     predict(&setting, out);
 }
@@ -276,6 +287,7 @@ void prediction_refine(const struct dirty_profile *guest, const struct path_prof
         .costs = costs,
         .limits = limits,
         .bandwidth = larger((double)now->bandwidth, 1),
+        .again = now->round_count == 1 ? path_again(path, 1, 0) : 1,
         .speed = 1,
         .look_ns = guest ? guest->collect_ns : 0,
         .now = now,

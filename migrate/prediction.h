@@ -23,6 +23,8 @@ struct path_profile {
     uint64_t round_ns;       /* what a round takes beyond its pages: its fence, its collect */
     uint64_t round_trip_ns;  /* of the control channel */
     double guest_share; /* of its dirtying that the guest gets done while pages are sent: 0..1 */
+    /* As bandwidth, from the second round on: those pages are there already. 0: the same. */
+    uint64_t again_bandwidth;
 };
 
 /* Of the control channel, in every downtime: the last fence, the load, the start. */

@@ -51,7 +51,9 @@ static uint64_t to_u64(double value)
 
 static double send_ns(const struct run *r, double pages)
 {
-    return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / r->setting->bandwidth;
+    double bandwidth = r->setting->bandwidth * (r->round_count ? r->setting->again : 1);
+
+    return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / bandwidth;
 }
 
 /* The guest's own time in `ns` during which pages are sent. */
@@ -139,6 +141,8 @@ static double send_groups(struct run *r, double expected_ns)
     double sent = 0, all = work_ns(r, expected_ns), along = dirty_curve_along(c, all);
 
     for (unsigned g = 0; g < CURVE_GROUPS; g++) {
+        if (r->found[g] <= 0 && dirty_curve_is_idle(c, g))
+            continue;
         double waiting = work_ns(r, send_ns(r, sent + r->found[g] / 2));
         struct turn turn = {waiting, larger(all - waiting, 0), along};
         double before = dirty_curve_ns(c, g, r->found[g]);
@@ -201,7 +205,8 @@ static void begin(struct run *r)
     r->input = (struct policy_input){
         .rounds = r->rounds,
         .state_bytes = ASSUMED_STATE,
-        .fixed_ns = POLICY_FIRST_FIXED_MS * NS_PER_MS + DOWNTIME_ROUND_TRIPS * s->path->round_trip_ns,
+        .fixed_ns =
+            POLICY_FIRST_FIXED_MS * NS_PER_MS + DOWNTIME_ROUND_TRIPS * s->path->round_trip_ns,
         .pause_delay_ns = POLICY_FIRST_PAUSE_DELAY_MS * NS_PER_MS,
     };
     first_round(r);

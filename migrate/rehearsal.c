@@ -25,6 +25,7 @@ enum {
     LEAST_BYTES = 4 << 20,
     ENOUGH_MS = 2000,
     LIMIT_MS = 5000,
+    AGAIN_MS = 500,
     FENCES = 5,
     GROUPS = 8, /* of pieces, whose times show how steady the path is */
     FEWEST_GROUPS = 3,
@@ -184,6 +185,15 @@ static double spread_of(double *values, unsigned count, double mean)
     return spread < WIDEST ? spread : WIDEST;
 }
 
+/* Without its fence, which counts for the round. */
+static uint64_t again_bandwidth(const struct trial_result *trial)
+{
+    uint64_t fence = median_fence(trial), ns = trial->again_ns;
+
+    ns -= fence < ns / 2 ? fence : ns / 2;
+    return ns ? (uint64_t)((double)trial->again_bytes * 1e9 / (double)ns) : 0;
+}
+
 /* The first piece has what happens once, too: windows that open, the first memory that is
  * registered. Where enough came after it, that is set-up and not bandwidth. Spread is taken of
  * times: fences that are seen together would make rates of no meaning. */
@@ -202,6 +212,7 @@ static void weigh(const struct trial_result *trial, struct path_profile *path)
         path->bandwidth_spread = spread_of(times, groups, byte_ns);
     }
     path->bandwidth = byte_ns < 1e9 ? (uint64_t)(1e9 / byte_ns) : 1;
+    path->again_bandwidth = again_bandwidth(trial);
 }
 
 static int run_trial(struct rehearsing *r, const struct inquiry *q,
@@ -222,6 +233,7 @@ static int run_trial(struct rehearsing *r, const struct inquiry *q,
         .least_bytes = LEAST_BYTES,
         .enough_ns = ENOUGH_MS * NS_PER_MS,
         .limit_ns = LIMIT_MS * NS_PER_MS,
+        .again_ns = AGAIN_MS * NS_PER_MS,
         .fences = FENCES,
         .before = before_sending,
         .after = after_sending,

@@ -85,11 +85,11 @@ static int await_fences(struct trial *t, struct error *err)
     return result;
 }
 
-static int post_chunk(struct trial *t, uint64_t length, struct error *err)
+static int post_chunk(struct trial *t, uint64_t offset, uint64_t length, struct error *err)
 {
     struct transfer transfer = {
-        .offset = t->posted,
-        .bytes = (const char *)t->config->memory + t->posted,
+        .offset = offset,
+        .bytes = (const char *)t->config->memory + offset,
         .length = length,
     };
     int taken, result = 0;
@@ -103,8 +103,7 @@ static int post_chunk(struct trial *t, uint64_t length, struct error *err)
     }
     if (!result)
         result = transport_kick(t->transport, err);
-    transport_done_with(t->transport, 0, t->posted, length);
-    t->posted += length;
+    transport_done_with(t->transport, 0, offset, length);
     return result;
 }
 
@@ -116,6 +115,11 @@ static bool is_enough(const struct trial *t)
            (passed >= t->config->enough_ns && t->posted >= t->config->least_bytes);
 }
 
+static uint64_t chunk_at(uint64_t size, uint64_t offset)
+{
+    return size - offset < TRANSPORT_MAX_TRANSFER ? size - offset : TRANSPORT_MAX_TRANSFER;
+}
+
 static int send_all(struct trial *t, struct error *err)
 {
     const struct trial_config *c = t->config;
@@ -125,9 +129,10 @@ static int send_all(struct trial *t, struct error *err)
     t->deadline = t->began + c->limit_ns + ARRIVE_MS * NS_PER_MS;
     transport_will_need(t->transport, 0, 0, c->size);
     while (!result && !is_enough(t)) {
-        uint64_t left = c->size - t->posted;
+        uint64_t length = chunk_at(c->size, t->posted);
 
-        result = post_chunk(t, left < TRANSPORT_MAX_TRANSFER ? left : TRANSPORT_MAX_TRANSFER, err);
+        result = post_chunk(t, t->posted, length, err);
+        t->posted += length;
         if (!result && t->posted - t->fenced >= c->piece_bytes &&
             t->result->piece_count < TRIAL_MAX_PIECES - 1)
             result = end_piece(t, err);
@@ -140,6 +145,30 @@ static int send_all(struct trial *t, struct error *err)
         result = await_fences(t, err);
     t->result->bytes = t->posted;
     t->result->ns = clock_now() - t->began;
+    return result;
+}
+
+/* What has arrived already, as later rounds do. */
+static int send_again(struct trial *t, struct error *err)
+{
+    struct trial_result *r = t->result;
+    uint64_t began = clock_now();
+    int result = 0;
+
+    t->deadline = began + t->config->again_ns + ARRIVE_MS * NS_PER_MS;
+    while (!result && r->again_bytes < t->posted && clock_now() - began < t->config->again_ns) {
+        uint64_t length = chunk_at(t->posted, r->again_bytes);
+
+        result = post_chunk(t, r->again_bytes, length, err);
+        r->again_bytes += length;
+        if (!result)
+            result = reap(t, 0, err);
+    }
+    if (!result)
+        result = post_fence(t, err);
+    if (!result)
+        result = await_fences(t, err);
+    r->again_ns = clock_now() - began;
     return result;
 }
 
@@ -192,6 +221,8 @@ int trial_run(const struct trial_config *config, int connect_ms, struct trial_re
         result = send_all(&t, err);
     if (!result && config->after)
         result = config->after(config->context, err);
+    if (!result && config->again_ns)
+        result = send_again(&t, err);
     if (!result)
         result = time_fences(&t, err);
     if (t.transport)

@@ -17,7 +17,8 @@ struct trial_config {
     uint64_t piece_bytes;                  /* how often a fence goes in between */
     uint64_t least_bytes, enough_ns;       /* once both are reached no more is sent */
     uint64_t limit_ns;                     /* for all of the sending: no more is sent then either */
-    unsigned fences;                       /* empty ones, afterwards, at most TRIAL_MAX_FENCES */
+    uint64_t again_ns; /* for so long it is sent once more, to where it is already; 0: not at all */
+    unsigned fences;   /* empty ones, afterwards, at most TRIAL_MAX_FENCES */
     /* Just before the first bytes, and as soon as the last ones have arrived; either may be NULL.
      * -errno ends the trial. */
     int (*before)(void *context, struct error *err);
@@ -35,6 +36,7 @@ struct trial_result {
     uint64_t bytes, ns;  /* ns: from the first post to the last fence */
     unsigned piece_count;
     struct trial_piece pieces[TRIAL_MAX_PIECES];
+    uint64_t again_bytes, again_ns; /* of the second time, its fence included */
     unsigned fence_count;
     uint64_t fence_ns[TRIAL_MAX_FENCES]; /* what each empty fence took */
 };

@@ -145,6 +145,55 @@ Test(inquiry, an_answer_that_was_not_asked_for_is_refused)
     }
 }
 
+/* As a destination does that is just saying something else: the first ping gets no answer, the
+ * second a late one, and heartbeats of its own come in between. */
+static void *play_busy_pretender(void *stage)
+{
+    struct stage *s = stage;
+    uint8_t body[PROTO_BODY_SIZE];
+    struct welcome welcome = {.version = PROTO_VERSION_MAX};
+    struct error err = {0};
+    struct message m;
+    struct pong late = {0};
+    int socket = take_connection(s);
+
+    expect_message(socket, MESSAGE_HELLO);
+    exchange_write(socket, MESSAGE_WELCOME, body, welcome_encode(&welcome, body), soon(), &err);
+    for (int i = 0; exchange_read(socket, &m, soon(), -1, &err) == 0; i++) {
+        struct ping ping = {0};
+        ping_decode(&m, &ping, &err);
+        message_free(&m);
+        exchange_write(socket, MESSAGE_PING, body, ping_encode(&ping, body), soon(), &err);
+        if (i == 2)
+            exchange_write(socket, MESSAGE_PONG, body, pong_encode(&late, body), soon(), &err);
+        late = (struct pong){.ping_sent_at = ping.sent_at};
+        if (i > 1)
+            exchange_write(socket, MESSAGE_PONG, body, pong_encode(&late, body), soon(), &err);
+    }
+    close(socket);
+    return NULL;
+}
+
+Test(inquiry, pings_without_an_answer_are_sent_anew)
+{
+    struct stage s = open_stage();
+    struct error err = {0};
+    struct reasons refused = {0};
+    struct inquiry q;
+    uint64_t ns = 0;
+    pthread_t thread;
+
+    pthread_create(&thread, NULL, play_busy_pretender, &s);
+    cr_assert_eq(inquiry_open(&s.options.destination, 20000, &refused, &q, &err), 0, "%s",
+                 err.text);
+    cr_assert_eq(inquiry_greet(&q, &s.options, 0, &err), 1, "%s", err.text);
+    cr_expect_eq(inquiry_round_trip(&q, &ns, &err), 0, "%s", err.text);
+    cr_expect(ns > 0 && ns < UINT64_MAX, "came %llu ns", (unsigned long long)ns);
+    inquiry_close(&q);
+    pthread_join(thread, NULL);
+    close(s.listener);
+}
+
 static int counted(void *context, struct error *err)
 {
     (void)err;
@@ -170,6 +219,7 @@ static void send_to(struct stage *s, const struct inquiry *q, const struct found
         .piece_bytes = 4 << 20,
         .enough_ns = 60 * NS_PER_S,
         .limit_ns = 60 * NS_PER_S,
+        .again_ns = 60 * NS_PER_S,
         .fences = 3,
         .before = counted,
         .after = counted,
@@ -192,6 +242,9 @@ static void send_to(struct stage *s, const struct inquiry *q, const struct found
               (unsigned long long)result.bytes);
     cr_expect_eq(result.piece_count, (found->room + (4 << 20) - 1) / (4 << 20), "came %u pieces",
                  result.piece_count);
+    cr_expect(result.again_bytes == bytes && result.again_ns > 0,
+              "expected all to be sent again, came %llu bytes",
+              (unsigned long long)result.again_bytes);
     cr_expect(result.fence_count == 3 && calls == 2, "came %u fences, %u calls", result.fence_count,
               calls);
     munmap(memory, found->room);

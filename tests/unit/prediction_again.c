@@ -1,0 +1,53 @@
+/* Later rounds send pages that the destination has already, which may be faster. */
+#include <criterion/criterion.h>
+
+#include "migrate/prediction.h"
+#include "transport/base/clock.h"
+
+enum { PAGES = 16384, HOT_BANDS = 16 };
+
+/* A quarter of 64 MiB, written anew at any time. */
+static struct dirty_profile hot_guest(void)
+{
+    struct dirty_profile p = {.window_count = 2};
+
+    p.windows[0].ns = NS_PER_MS;
+    p.windows[1].ns = NS_PER_S;
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        p.present[band] = PAGES / PROFILE_BANDS;
+    for (unsigned band = 0; band < HOT_BANDS; band++)
+        p.windows[0].pages[band] = p.windows[1].pages[band] = PAGES / PROFILE_BANDS;
+    return p;
+}
+
+static double downtime_ms(uint64_t again_bandwidth, uint64_t max_bandwidth)
+{
+    struct dirty_profile guest = hot_guest();
+    struct path_profile path = {
+        .bandwidth = 64 << 20, .guest_share = 1, .again_bandwidth = again_bandwidth};
+    struct fixed_costs costs = {.bandwidth_ratio = 1};
+    struct policy_limits limits = {.downtime_ns = 10 * NS_PER_S};
+    struct prediction p;
+
+    prediction_make(&guest, &path, &costs, &limits, max_bandwidth, &p);
+    cr_assert(p.converges, "%s", p.why);
+    cr_expect(p.total_ns.expected > NS_PER_S, "the first round goes at the first bandwidth");
+    return (double)p.downtime_ns.expected / 1e6;
+}
+
+Test(prediction_again, the_last_round_goes_at_the_rate_of_later_rounds)
+{
+    static const struct {
+        uint64_t again, most;
+        double ms;
+    } cases[] = {
+        {0, 0, 250},        {64 << 20, 0, 250},         {128 << 20, 0, 125},
+        {32 << 20, 0, 500}, {128 << 20, 64 << 20, 250}, {128 << 20, 96 << 20, 1000.0 / 6},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        double ms = downtime_ms(cases[i].again, cases[i].most);
+        cr_expect(ms > cases[i].ms * 0.98 && ms < cases[i].ms * 1.02,
+                  "case %zu: expected %.0f ms, came %.1f", i, cases[i].ms, ms);
+    }
+}
