@@ -263,16 +263,25 @@ static void add_point(struct dirty_curve *c, double ns, const double pages[PROFI
     c->ns[c->points++] = ns;
 }
 
+static double window_pages(const struct dirty_window *w)
+{
+    uint64_t pages = 0;
+
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        pages += w->pages[band];
+    return (double)pages;
+}
+
 /* Where pages become more and chunks do not, all new pages lie in chunks that have some already;
  * where both grow by as much, each has a chunk of its own, or the guest goes from chunk to chunk.
  */
 static double find_along(const struct dirty_profile *p, unsigned window)
 {
-    const struct dirty_window *end = &p->windows[window], *begin = end - 1;
-    double pages = total_pages(p, (double)end->ns);
-    double new_pages = window ? pages - total_pages(p, (double)begin->ns) : pages;
-    double chunks = (double)end->chunks;
-    double new_chunks = window ? chunks - (double)begin->chunks : chunks;
+    const struct dirty_window *end = &p->windows[window];
+    static const struct dirty_window nothing = {0};
+    const struct dirty_window *begin = window ? end - 1 : &nothing;
+    double pages = window_pages(end), chunks = (double)end->chunks;
+    double new_pages = pages - window_pages(begin), new_chunks = chunks - (double)begin->chunks;
 
     if (!(chunks > 0))
         return 0;
@@ -359,4 +368,9 @@ double dirty_curve_ns(const struct dirty_curve *c, unsigned group, double pages)
     double before_ns = low ? c->ns[low - 1] : 0, before = low ? c->pages[low - 1][group] : 0;
     double rise = c->pages[low][group] - before;
     return rise > 0 ? before_ns + (c->ns[low] - before_ns) * (pages - before) / rise : before_ns;
+}
+
+bool dirty_curve_is_idle(const struct dirty_curve *c, unsigned group)
+{
+    return c->points == 0 || c->pages[c->points - 1][group] <= 0;
 }

@@ -27,6 +27,8 @@ void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *o
 void dirty_curve_make_steady(double pages_per_s, double present, struct dirty_curve *out);
 /* Distinct pages of a group that get dirty in `ns`. */
 double dirty_curve_pages(const struct dirty_curve *c, unsigned group, double ns);
+/* Whether none ever does. */
+bool dirty_curve_is_idle(const struct dirty_curve *c, unsigned group);
 double dirty_curve_along(const struct dirty_curve *c, double ns);
 /* The shortest time in which so many get dirty; the longest known where they never do. */
 double dirty_curve_ns(const struct dirty_curve *c, unsigned group, double pages);
