@@ -44,6 +44,14 @@ def about(study):
     return paragraph(" · ".join(part for part in parts if part), class_="about")
 
 
+def precision(study):
+    """How many medians are as well known as was asked for."""
+    target = number(study.document, "confidence_target") or 0.10
+    intervals = [stat.interval for stat in (group.stat("total_s") for group in study.groups.values()) if stat]
+    known = sum(comparison.precise(interval, target) for interval in intervals)
+    return f"The interval of total time is within ±{target:.0%} of the median at {known} of {len(intervals)} medians."
+
+
 def version(study):
     return f"wander {(text(study.document, 'wander') or 'of unknown version').removeprefix('wander ')}"
 
@@ -63,6 +71,7 @@ def top(study):
                   f"difference is shown."),
         bullets(said, class_="verdict") or paragraph("Nothing can be compared: no point has runs of two contenders."),
         paragraph(prediction_sentence(study), class_="verdict") if predictions(study) else None,
+        paragraph(precision(study), class_="note"),
         folded("The other contenders", bullets(more)) if more else None,
         el("div", el("b", "What this can and cannot show"), *map(paragraph, cautions), class_="caution")
         if cautions else None,
@@ -247,7 +256,7 @@ def repeats(study):
 
 def describe(end):
     try:
-        return [" ".join(comparison.describe_end(end))]
+        return ["; ".join(line.strip() for line in comparison.describe_end(end))]
     except (KeyError, TypeError, AttributeError):
         return [f"{text(end, 'host') or '?'}: its facts are incomplete"]
 
@@ -257,7 +266,7 @@ def pretty(document):
 
 
 def versions(study):
-    found = sorted({f"{text(report, 'host', side, 'wander')} on {text(report, 'host', side, 'kernel')}"
+    found = sorted({f"wander {text(report, 'host', side, 'wander')} on {text(report, 'host', side, 'kernel')}"
                     for group in study.groups.values() for move in group.counted for report in move.reports
                     for side in SIDES
                     if text(report, "host", side, "wander")})
