@@ -23,7 +23,7 @@ enum {
     PAUSE_US = 500, /* from the end of a round's collect until the vCPUs stand still */
 };
 
-static const double steady_difference = 0.001;
+static const double steady_difference = 0.003;
 
 struct run {
     const struct run_setting *setting;
