@@ -4,14 +4,15 @@ from .markup import el, join
 
 HESTERBERG = "https://arxiv.org/abs/1411.5279"
 WILCOXON = "https://stat.ethz.ch/R-manual/R-devel/library/stats/html/wilcox.test.html"
-TURNS = """Contenders take turns, who is first alternates, and so does the direction; every move has a fresh guest. The
-warm-up does not count."""
-MEDIAN = """), because as it is it holds the median of 7 runs in 87 % of cases only. Of fewer than 6 runs the interval is
-their range (5 runs: 94 %, 4: 88 %, 3: 75 %); the tooltip of every figure says which, and how sure it is."""
-RATIO = """). It assumes no shape of the noise, one outlier cannot stretch it, and boots that differ do not count as a
-difference. 98 % and not 95 %, because a report makes many comparisons: of 20 of a thing with itself one is
-falsely flagged in every third report, and three in fewer than one of a hundred. Of 4 runs a side nothing is
-concluded. Whether two medians' own intervals overlap is not asked: that test is coarser."""
+TURNS = """Contenders take turns, who is first alternates, and so does the direction; every move has a fresh guest.
+The warm-up does not count."""
+MEDIAN = """), because as it is it holds the median of 7 runs in 87 % of cases only. Of fewer than 6 runs the
+interval is their range (5 runs: 94 %, 4: 88 %, 3: 75 %); the tooltip of every figure says which, and how
+sure it is."""
+RATIO = """). It assumes no shape of the noise, one outlier cannot stretch it, and boots that differ do not count as
+a difference. 98 % and not 95 %, because a report makes many comparisons: of 20 of a thing with itself
+one is falsely flagged in every third report, and three in fewer than one of a hundred. Of 4 runs a side
+nothing is concluded. Whether two medians' own intervals overlap is not asked: that test is coarser."""
 OTHERS = (
     """Outliers lie more than 5 robust standard deviations (median absolute deviation × 1.48) from the median. They
 are marked, and kept in every figure.""",

@@ -49,7 +49,8 @@ def precision(study):
     target = number(study.document, "confidence_target") or 0.10
     intervals = [stat.interval for stat in (group.stat("total_s") for group in study.groups.values()) if stat]
     known = sum(comparison.precise(interval, target) for interval in intervals)
-    return f"The interval of total time is within ±{target:.0%} of its median for {known} of {len(intervals)} groups of runs."
+    return (f"The interval of total time is within ±{target:.0%} of its median for {known} of {len(intervals)} groups "
+            f"of runs.")
 
 
 def version(study):

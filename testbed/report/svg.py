@@ -39,7 +39,8 @@ def times(ratio):
     """A ratio with two decimals, or as many as it takes not to look like 1."""
     if ratio >= 100:
         return plain(ratio)
-    return next((words for words in (f"{ratio:.{places}f}" for places in (2, 3, 4)) if float(words) != 1), f"{ratio:.2f}")
+    precise = (f"{ratio:.{places}f}" for places in (2, 3, 4))
+    return next((words for words in precise if float(words) != 1), f"{ratio:.2f}")
 
 
 def short(value):
