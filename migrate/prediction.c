@@ -10,8 +10,9 @@
 
 /* What the interval is made of, each as half a width that 90 % lie within, and taken together as
  * independent of each other. */
-static const double dirtying_spread = 0.1; /* of the guest's pace, from one time to another */
-static const double model_spread = 0.02;   /* of the whole */
+static const double dirtying_spread = 0.1;   /* of the guest's pace, from one time to another */
+static const double model_spread = 0.02;     /* of the whole */
+static const double last_round_spread = 0.1; /* of the downtime: one round, not the mean of many */
 static const double least_bandwidth_spread = 0.02;
 
 enum {
@@ -93,7 +94,7 @@ static void say_intervals(const struct run_setting *setting, const struct run_re
     }
     deviate_both(&d, fixed_ns, fixed_ns);
     deviate_both(&d, model_spread * (expected->total_ns - spent_ns),
-                 model_spread * expected->downtime_ns);
+                 last_round_spread * expected->downtime_ns);
     out->total_ns = range(expected->total_ns, d.total_below, d.total_above, spent_ns);
     out->downtime_ns = range(expected->downtime_ns, d.downtime_below, d.downtime_above, 0);
 }

@@ -316,9 +316,9 @@ static const char *const pattern_names[] = {"sequential", "random", "hotcold", "
 /* How far off a prediction was. */
 struct score {
     int seed;
-    bool verdict_wrong, verdict_close; /* the other one 15 % of bandwidth away */
-    bool total_inside;                 /* the interval */
-    double total;                      /* relative */
+    bool verdict_wrong, verdict_close;  /* the other one 15 % of bandwidth away */
+    bool total_inside, downtime_inside; /* the interval */
+    double total;                       /* relative */
     double downtime; /* over what is allowed: max(25 %, 10 ms); 1 is just allowed */
     char text[200];
 };
@@ -354,6 +354,7 @@ static struct score judge(int seed, const struct machine *m, const struct plan *
         score.total = fabs(total_s / move->total_s - 1);
         score.downtime = fabs(downtime_s - move->downtime_s) / fmax(0.25 * move->downtime_s, 0.01);
         score.total_inside = is_inside(move->total_s, &p.total_ns);
+        score.downtime_inside = is_inside(move->downtime_s, &p.downtime_ns);
     }
     snprintf(score.text, sizeof(score.text),
              "seed %d (%s, %s): total %.3f s, predicted %.3f; downtime %.1f ms, predicted %.1f; "
@@ -395,13 +396,15 @@ struct demand {
     double median, most_95; /* relative errors of the total */
     double downtimes;       /* share of those within max(25 %, 10 ms) */
     double inside;          /* share of the totals within their interval */
-    double verdicts;        /* share of wrong ones that are not close, at most */
+    double downtimes_inside;
+    double verdicts; /* share of wrong ones that are not close, at most */
 };
 
 static void expect(const struct demand *want)
 {
     static struct score scores[SEEDS];
     unsigned count_all = 0, count = 0, wrong = 0, downtimes = 0, inside = 0;
+    unsigned downtimes_inside = 0;
 
     for (int seed = 0; seed < SEEDS; seed++) {
         struct score *score = &scores[count];
@@ -416,6 +419,7 @@ static void expect(const struct demand *want)
         }
         downtimes += score->downtime <= 1;
         inside += score->total_inside || score->total == 0;
+        downtimes_inside += score->downtime_inside || score->total == 0;
         count++;
     }
     cr_assert_gt(count, SEEDS / 8, "only %u cases of %d are of this kind", count, SEEDS);
@@ -429,6 +433,8 @@ static void expect(const struct demand *want)
                   downtimes, count);
     cr_expect_geq(inside, want->inside * count, "%u of %u totals lie within their interval", inside,
                   count);
+    cr_expect_geq(downtimes_inside, want->downtimes_inside * count,
+                  "%u of %u downtimes lie within their interval", downtimes_inside, count);
     cr_expect_leq(wrong, want->verdicts * count_all,
                   "%u of %u verdicts are wrong, and not for being close (see --verbose)", wrong,
                   count_all);
@@ -442,6 +448,7 @@ Test(prediction_simulated, foretells_guests_that_write_at_random)
                             .most_95 = 0.03,
                             .downtimes = 0.95,
                             .inside = 0.95,
+                            .downtimes_inside = 0.93,
                             .verdicts = 0.01});
 }
 
@@ -452,6 +459,7 @@ Test(prediction_simulated, foretells_guests_with_a_hot_set)
                             .most_95 = 0.04,
                             .downtimes = 0.9,
                             .inside = 0.95,
+                            .downtimes_inside = 0.82,
                             .verdicts = 0.02});
 }
 
@@ -464,6 +472,7 @@ Test(prediction_simulated, foretells_guests_that_wander)
                             .most_95 = 0.4,
                             .downtimes = 0.65,
                             .inside = 0.8,
+                            .downtimes_inside = 0.65,
                             .verdicts = 0.03});
 }
 
