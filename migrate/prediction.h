@@ -17,7 +17,7 @@
 /* What pages cost between two hosts over one transport. */
 struct path_profile {
     uint64_t bandwidth;      /* bytes/s of guest memory over the lanes; never 0 */
-    double bandwidth_spread; /* half the width of where 90 % of its pieces lay, relative */
+    double bandwidth_spread; /* half the width of where 90 % of moves lie by its pieces, relative */
     uint64_t zero_bandwidth; /* bytes/s at which zero pages are sifted out; 0: costs nothing */
     uint64_t setup_ns;       /* from the accepted command to the first round */
     uint64_t round_ns;       /* what a round takes beyond its pages: its fence, its collect */

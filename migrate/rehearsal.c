@@ -1,6 +1,7 @@
 #include "migrate/rehearsal.h"
 
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -196,7 +197,8 @@ static uint64_t again_bandwidth(const struct trial_result *trial)
 
 /* The first piece has what happens once, too: windows that open, the first memory that is
  * registered. Where enough came after it, that is set-up and not bandwidth. Spread is taken of
- * times: fences that are seen together would make rates of no meaning. */
+ * times: fences that are seen together would make rates of no meaning. What counts is by how much
+ * the mean of the trial and that of a move differ, each of so many pieces or more. */
 static void weigh(const struct trial_result *trial, struct path_profile *path)
 {
     unsigned last = trial->piece_count - 1, groups = last < GROUPS ? last : GROUPS;
@@ -209,7 +211,7 @@ static void weigh(const struct trial_result *trial, struct path_profile *path)
         path->setup_ns += extra_ns > 0 ? (uint64_t)extra_ns : 0;
         for (unsigned i = 0; i < groups; i++)
             times[i] = ns_per_byte(trial, i * last / groups, (i + 1) * last / groups);
-        path->bandwidth_spread = spread_of(times, groups, byte_ns);
+        path->bandwidth_spread = spread_of(times, groups, byte_ns) * sqrt(2.0 / groups);
     }
     path->bandwidth = byte_ns < 1e9 ? (uint64_t)(1e9 / byte_ns) : 1;
     path->again_bandwidth = again_bandwidth(trial);
