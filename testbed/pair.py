@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hosts
@@ -198,16 +197,23 @@ class End:
     def wander(self, *arguments, seconds=20, check=True):
         return self.host.run([self.program, *arguments], env=self.env, seconds=seconds, check=check)
 
-    def start(self, *arguments, says, seconds=30):
-        """Starts a subcommand and waits, on the host, until it says something; (process, what it said)."""
-        process = self.host.start([self.program, *arguments], env=self.env)
+    def launch(self, *arguments):
+        """Starts a subcommand."""
+        return self.host.start([self.program, *arguments], env=self.env)
+
+    def heard(self, process, says, seconds=30):
+        """What a subcommand has said once it has said this; waits for that on the host."""
         look = (f"until grep -q {shlex.quote(says)} {process.log} || [ -e {process.base}.code ]; do sleep 0.1; done; "
                 f"cat {process.log}")
         said = self.host.run(["timeout", str(seconds * hosts.SLOW), "bash", "-c", look], seconds=seconds + 5,
                              check=False).stdout
-        expect(says in said, f"expected 'wander {' '.join(map(str, arguments))}' on {self} to say '{says}'; it said: "
+        expect(says in said, f"expected 'wander {' '.join(process.argv[1:])}' on {self} to say '{says}'; it said: "
                              f"{said.strip()[-2000:] or 'nothing'}")
-        return process, said
+        return said
+
+    def receive(self):
+        """A receiver that takes one guest, on its way to listen."""
+        return self.launch("receive", "--listen", self.uri("tcp", 0), "--insecure", "--once")
 
     def guests_kvm(self):
         """Whether /dev/kvm is there and may be used."""
@@ -288,15 +294,13 @@ def await_account(end, guest, what, holds, seconds=30):
 @contextlib.contextmanager
 def passage(source, destination, scheme, guest):
     """A Passage of a fresh guest that has begun its work. Leaves no process behind."""
-    with ThreadPoolExecutor(1) as aside:
-        waiting = aside.submit(destination.start, "receive", "--listen", destination.uri("tcp", 0), "--insecure",
-                               "--once", says="listening on")
-        lab, _ = source.start(*guest.arguments(), says="runs here", seconds=60)
-        receiver, said = waiting.result()
+    receiver, lab = destination.receive(), source.launch(*guest.arguments())
     try:
+        source.heard(lab, "runs here", 60)
+        port = port_of(destination.heard(receiver, "listening on"))
         if guest.writes():
             await_account(source, guest, "the guest to write pages", lambda account: account["pages_written"] > 0)
-        yield Passage(guest, lab, receiver, destination.uri(scheme, port_of(said)))
+        yield Passage(guest, lab, receiver, destination.uri(scheme, port))
     finally:
         # Also when the session's process is not the receiver's any more.
         for process in (lab, receiver):
@@ -370,9 +374,9 @@ def move(source, destination, scheme, guest, options=(), seconds=600):
 
 def check(source, destination, scheme, options=()):
     """Asks wander whether anything is in the way between the two; a Failure that says what."""
-    receiver, said = destination.start("receive", "--listen", destination.uri("tcp", 0), "--insecure", "--once",
-                                       says="listening on")
+    receiver = destination.receive()
     try:
+        said = destination.heard(receiver, "listening on")
         done = source.wander("check", destination.uri(scheme, port_of(said)), *options, seconds=60, check=False)
         expect(done.returncode == 0, f"{scheme}:// does not work from {source} to {destination}; wander check says:\n"
                                      f"{(done.stdout + done.stderr).strip()}")

@@ -130,12 +130,21 @@ class RemoteProcess:
 
 @contextlib.contextmanager
 def uninterrupted():
-    """Signals wait until this is over: else a program might have been started that nobody knows of."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    """Signals that this program handles are handled when this is over: else a program might have been started that
+    nobody knows of. They are not blocked: what is started would inherit that."""
+    handled, came = {}, []
+    if threading.current_thread() is threading.main_thread():
+        handled = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        handled = {number: handler for number, handler in handled.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, lambda *what: came.append(what))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        for number, frame in came:
+            handled[number](number, frame)
 
 
 class Remote:

@@ -267,14 +267,23 @@ def files_of(folder):
     return sorted((Path(folder) / "out" / "moves").rglob("*.json"))
 
 
-def left_behind(pid):
-    """Processes that hold a file of a run in a directory of its own there: none may be left."""
+def left_behind(mark):
+    """Processes that a comparison started, by what it put into their environment."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdecimal() and f"WANDER_COMPARE_TEST={pid}".encode() in (entry / "environ").read_bytes():
+            if entry.name.isdecimal() and f"WANDER_COMPARE_TEST={mark}".encode() in (entry / "environ").read_bytes():
                 found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
+
+
+def end_of_all(mark):
+    """What waits for a process that was killed takes a moment to see that."""
+    deadline = time.monotonic() + 10 * SLOW
+    while left_behind(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = left_behind(mark)
+    expect(not left, f"expected nothing to run any more; there are {left}")
 
 
 def interrupted(context):
@@ -288,8 +297,7 @@ def interrupted(context):
         said = process.communicate(timeout=60 * SLOW)[0]
         expect(process.returncode == 130, f"expected exit code 130 after SIGINT; got {process.returncode}:\n{said}")
         expect("--resume" in said, f"expected to be told how to go on; got {said}")
-        left = left_behind(mark)
-        expect(not left, f"expected nothing to run any more; there are {left}")
+        end_of_all(mark)
         expect(document(folder)["finished"] is False, "expected an interrupted comparison not to be finished")
         before = {path: path.read_bytes() for path in files_of(folder)}
         for path, content in before.items():
@@ -297,7 +305,7 @@ def interrupted(context):
         refuses(folder)
         torn = max(path for path in before if path.stem != "W1")
         torn.write_text("{")
-        done = run_to_end([*argv, "--resume", "--no-limits"])
+        done = run_to_end([*argv, "--resume", "--no-limits", "--no-predict"])
         expect(done.returncode == 0, f"expected the resumed comparison to end well; got {done.returncode}:\n"
                                      f"{done.stdout}{done.stderr}")
         for path, content in before.items():
@@ -329,6 +337,7 @@ def complete(folder):
     keys = {(move["point"], move["contender"], move["repeat"]) for move in counted}
     expect(len(keys) == len(counted) == 8, f"expected 8 moves; got {sorted(keys)}")
     expect(len({move["order"] for move in moves}) == len(moves), "expected every move to have a number of its own")
+    expect(any(move["prediction"] for move in counted), f"expected predictions; got {moves[-1]['prediction_error']}")
     for move in counted:
         where = f"{move['point']}/{move['contender']}/{move['repeat']}"
         went_well = move["failed"] is None and move["report"]["result"] == "completed"
