@@ -382,8 +382,21 @@ static void note_options(struct rehearsal *out, const struct migration_options *
     memcpy(out->host, options->destination.host, sizeof(out->host));
 }
 
+static int try_paths(struct rehearsing *r, const char *asked, bool only, struct error *err)
+{
+    int result = 0;
+
+    rehearse_path(r, asked);
+    for (unsigned i = 0; i < sizeof(schemes) / sizeof(*schemes) && !result && !only; i++) {
+        if (strcmp(schemes[i], asked))
+            rehearse_path(r, schemes[i]);
+        result = guest_interrupted(r, err);
+    }
+    return result;
+}
+
 int migration_rehearse(struct guest *guest, const struct migration_options *options,
-                       uint64_t sample_ns, struct rehearsal *out, struct error *err)
+                       const struct rehearsal_wish *wish, struct rehearsal *out, struct error *err)
 {
     struct rehearsing r = {.guest = guest, .options = *options, .out = out};
     int result = reach(&options->destination, err);
@@ -393,14 +406,9 @@ int migration_rehearse(struct guest *guest, const struct migration_options *opti
         result = guest->ops->describe(guest, &r.description, err);
     if (result)
         return result;
-    result = watch(&r, sample_ns, err);
+    result = watch(&r, wish->sample_ns, err);
     if (!result)
-        rehearse_path(&r, options->destination.scheme);
-    for (unsigned i = 0; i < sizeof(schemes) / sizeof(*schemes) && !result; i++) {
-        if (strcmp(schemes[i], options->destination.scheme))
-            rehearse_path(&r, schemes[i]);
-        result = guest_interrupted(&r, err);
-    }
+        result = try_paths(&r, options->destination.scheme, wish->only, err);
     page_sample_free(&r.sample);
     stop_tracking(&r);
     guest_description_free(&r.description);

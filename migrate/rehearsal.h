@@ -34,13 +34,18 @@ struct rehearsal {
     struct rehearsal_path paths[REHEARSAL_MAX_PATHS];
 };
 
+struct rehearsal_wish {
+    uint64_t sample_ns; /* how long the guest is watched; 0: REHEARSAL_SAMPLE_MS */
+    bool only;          /* the transport of the destination's URI is tried, and no other */
+};
+
 /* Watches and tries: over the transport of options->destination, and over the others that this
- * build has (options->filter wraps each). `sample_ns` 0: REHEARSAL_SAMPLE_MS. The guest must be
- * free: nothing else may track it meanwhile. Blocks for sample_ns and a few seconds a transport.
+ * build has (options->filter wraps each). The guest must be free: nothing else may track it
+ * meanwhile. Blocks for wish->sample_ns and a few seconds a transport.
  * -errno when the guest cannot be watched or the destination not be reached; a transport that does
  * not work is no error. Not for a thread that must not block. */
 int migration_rehearse(struct guest *guest, const struct migration_options *options,
-                       uint64_t sample_ns, struct rehearsal *out, struct error *err);
+                       const struct rehearsal_wish *wish, struct rehearsal *out, struct error *err);
 
 /* The path for `scheme`, or NULL when it was not tried or is not usable. */
 const struct rehearsal_path *rehearsal_path(const struct rehearsal *r, const char *scheme);

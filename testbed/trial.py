@@ -63,8 +63,8 @@ def foretell(source, passage, options):
     path = f"{source.host.directory()}/prediction.json"
     asked = [option for option in options if option not in NOT_PREDICTED]
     source.host.run(f"rm -f {path}")
-    done = source.wander("predict", passage.guest.name, passage.uri, "--json", path, *asked, seconds=PREDICT_SECONDS,
-                         check=False)
+    done = source.wander("predict", passage.guest.name, passage.uri, "--only", "--json", path, *asked,
+                         seconds=PREDICT_SECONDS, check=False)
     # Exit code 1 is also that of a prediction that says that the move will not converge.
     written = source.host.run(["cat", path], check=False).stdout if done.returncode in (0, 1) else ""
     try:

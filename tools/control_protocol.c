@@ -44,9 +44,11 @@ struct request_form {
 
 static const char *const resolve_choices[] = {"resume", "destroy", NULL};
 
-/* `predict` takes all of them, `migrate` all but the first. */
+/* `predict` takes all of them, `migrate` all but the first two. */
 static const struct member predict_members[] = {
-    {"sample_ns", MEMBER_NUMBER, FIELD(sample_ns), .high = CONTROL_MAX_SAMPLE_MS * NS_PER_MS},
+    {"sample_ns", MEMBER_NUMBER, FIELD(rehearsal.sample_ns),
+     .high = CONTROL_MAX_SAMPLE_MS * NS_PER_MS},
+    {"only", MEMBER_BOOLEAN, FIELD(rehearsal.only)},
     {"uri", MEMBER_URI, FIELD(migrate.destination), .required = true},
     {"downtime_limit_ns", MEMBER_NUMBER, FIELD(migrate.limits.downtime_ns), .low = 1,
      .high = LARGEST},
@@ -86,7 +88,7 @@ static const struct member check_members[] = {
 
 static const struct request_form forms[CONTROL_COMMANDS] = {
     [CONTROL_STATUS] = {"status"},
-    [CONTROL_MIGRATE] = {"migrate", predict_members + 1, COUNT(predict_members) - 1},
+    [CONTROL_MIGRATE] = {"migrate", predict_members + 2, COUNT(predict_members) - 2},
     [CONTROL_CANCEL] = {"cancel"},
     [CONTROL_RESOLVE] = {"resolve", resolve_members, COUNT(resolve_members)},
     [CONTROL_WORKLOAD] = {"workload", workload_members, COUNT(workload_members)},

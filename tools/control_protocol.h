@@ -7,6 +7,7 @@
 
 #include "migrate/incoming.h"
 #include "migrate/migration.h"
+#include "migrate/rehearsal.h"
 
 enum { CONTROL_MAX_LINE = 64 << 10 };          /* bytes of one request, without the newline */
 enum { CONTROL_MAX_SAMPLE_MS = 60000 };        /* for so long a guest is watched, at most */
@@ -29,7 +30,7 @@ struct control_request {
     enum control_command command;
     /* CONTROL_MIGRATE, CONTROL_PREDICT; CONTROL_CHECK has some of it */
     struct migration_options migrate;
-    uint64_t sample_ns;         /* CONTROL_PREDICT; 0: REHEARSAL_SAMPLE_MS */
+    struct rehearsal_wish rehearsal; /* CONTROL_PREDICT */
     enum resolve_action action; /* CONTROL_RESOLVE */
     bool force;                 /* CONTROL_RESOLVE */
     bool self_check;            /* CONTROL_WORKLOAD: ask for one */

@@ -302,7 +302,7 @@ static void handle_check(struct guest_process *p, uint64_t client,
 static void run_predict(struct job *job)
 {
     job->result =
-        migration_rehearse(job->guest, &job->options, job->sample_ns, &job->rehearsal, &job->err);
+        migration_rehearse(job->guest, &job->options, &job->wish, &job->rehearsal, &job->err);
     job->report = job->result < 0 ? NULL : rehearsal_to_json(&job->rehearsal);
 }
 
@@ -329,7 +329,7 @@ static void handle_predict(struct guest_process *p, uint64_t client,
         return;
     p->job.guest = p->guest;
     p->job.options = request->migrate;
-    p->job.sample_ns = request->sample_ns;
+    p->job.wish = request->rehearsal;
     p->job.client = client;
     guest_process_start_job(p, run_predict, predict_done);
 }

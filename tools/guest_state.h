@@ -30,7 +30,7 @@ struct job {
     int exit_code;
     struct migration_options options;
     struct check_report check;
-    uint64_t sample_ns;
+    struct rehearsal_wish wish;
     struct rehearsal rehearsal;
     uint64_t client;
 };

@@ -24,13 +24,15 @@ enum {
 
 struct predict_values {
     struct migration_options migrate;
-    uint64_t sample_ns;
+    struct rehearsal_wish rehearsal;
     char json[3072];
 };
 
 static const struct cli_option options[] = {
     {"sample", "T", "how long to watch the guest, like 500ms or 10s, up to 60s (default 2s)",
-     cli_time, CLI_FIELD(struct predict_values, sample_ns)},
+     cli_time, CLI_FIELD(struct predict_values, rehearsal.sample_ns)},
+    {"only", NULL, "try the transport that URI names, and no other", cli_flag,
+     CLI_FIELD(struct predict_values, rehearsal.only)},
     {"json", "FILE", "write the prediction there (replaced as a whole, at the end)", cli_text,
      CLI_FIELD(struct predict_values, json)},
     PATH_LIMIT_OPTIONS(struct predict_values),
@@ -50,7 +52,9 @@ struct question {
 
 static uint64_t sample_ns(const struct question *q)
 {
-    return q->request->sample_ns ? q->request->sample_ns : REHEARSAL_SAMPLE_MS * NS_PER_MS;
+    uint64_t asked = q->request->rehearsal.sample_ns;
+
+    return asked ? asked : REHEARSAL_SAMPLE_MS * NS_PER_MS;
 }
 
 static void clear_progress(const struct question *q)
@@ -70,10 +74,10 @@ static void show_progress(struct question *q)
         fprintf(stderr, "\rwatching guest %s: %s of %s\033[K", q->guest,
                 format_time(passed, done, sizeof(done)), format_time(all, whole, sizeof(whole)));
     else if (q->terminal)
-        fprintf(stderr, "\rsending a sample of its pages over each transport: %s\033[K",
+        fprintf(stderr, "\rsending a sample of its pages: %s\033[K",
                 format_time(passed - all, done, sizeof(done)));
     else if (!watching && !q->told_trial)
-        fprintf(stderr, "sending a sample of its pages over each transport\n");
+        fprintf(stderr, "sending a sample of its pages\n");
     q->told_trial |= !watching;
 }
 
@@ -155,7 +159,7 @@ static int predict(const struct cli_command *self, struct question *q, struct at
 
 static int check_values(const struct predict_values *values, const char *guest, struct error *err)
 {
-    if (values->sample_ns > CONTROL_MAX_SAMPLE_MS * NS_PER_MS)
+    if (values->rehearsal.sample_ns > CONTROL_MAX_SAMPLE_MS * NS_PER_MS)
         return error_set(err, ERANGE, "--sample: more than %d s", CONTROL_MAX_SAMPLE_MS / 1000);
     if (!attach_is_monitor(guest) && guest_name_check(guest, err) < 0)
         return -err->code;
@@ -183,7 +187,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
     if (values.json[0] && atomic_file_open(values.json, &json, &err) < 0)
         return cli_fail(self, EXIT_CODE_USAGE, "--json: %s", err.text);
     request.migrate = values.migrate;
-    request.sample_ns = values.sample_ns;
+    request.rehearsal = values.rehearsal;
     question.guest = arguments[0];
     bool attach = attach_is_monitor(arguments[0]);
     if (attach && attach_start(arguments[0], name, &lifeline, &err) < 0) {

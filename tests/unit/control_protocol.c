@@ -155,7 +155,7 @@ Test(control_protocol, every_command_comes_back)
                                          .action = RESOLVE_DESTROY,
                                          .force = true,
                                          .self_check = true,
-                                         .sample_ns = 7,
+                                         .rehearsal = {.sample_ns = 7, .only = true},
                                      };
         struct error err = {0};
         char *line = control_request_format(&request);
@@ -164,7 +164,8 @@ Test(control_protocol, every_command_comes_back)
         cr_expect_eq(back.command, i, "%s", line);
         cr_expect_eq(back.action, i == CONTROL_RESOLVE ? RESOLVE_DESTROY : 0, "%s", line);
         cr_expect_eq(back.self_check, i == CONTROL_WORKLOAD, "%s", line);
-        cr_expect_eq(back.sample_ns, i == CONTROL_PREDICT ? 7 : 0, "%s", line);
+        cr_expect_eq(back.rehearsal.sample_ns, i == CONTROL_PREDICT ? 7 : 0, "%s", line);
+        cr_expect_eq(back.rehearsal.only, i == CONTROL_PREDICT, "%s", line);
         free(line);
     }
 }
