@@ -120,11 +120,12 @@ static uint64_t median(const struct cost_sample *samples, unsigned count, size_t
 static void summarize(const struct cost_sample *samples, unsigned count, uint64_t *room,
                       struct fixed_costs *out)
 {
-    uint64_t ratio =
-        median(samples, count, offsetof(struct cost_sample, bandwidth_millionths), room);
+    unsigned ratios =
+        sorted(samples, count, offsetof(struct cost_sample, bandwidth_millionths), room);
 
     out->samples = count;
-    out->bandwidth_ratio = ratio ? (double)ratio / 1e6 : 1;
+    out->bandwidth_ratio =
+        ratios >= TRUSTED_SAMPLES ? (double)quantile(room, ratios, 0.5) / 1e6 : 1;
     out->setup_ns = median(samples, count, offsetof(struct cost_sample, setup_ns), room);
     out->finish_ns = median(samples, count, offsetof(struct cost_sample, finish_ns), room);
     unsigned n = sorted(samples, count, offsetof(struct cost_sample, downtime_ns), room);
@@ -178,13 +179,13 @@ static const struct round_measurement *first_round(const struct measurement *m)
     return m->round_count > 1 && !m->rounds[0].paused ? &m->rounds[0] : NULL;
 }
 
-/* bytes/s, 0: no round was large enough to tell. */
-static double first_bandwidth(const struct measurement *m)
+/* bytes/s, but for `once_ns` of it; 0: no round was large enough to tell. */
+static double first_bandwidth(const struct measurement *m, uint64_t once_ns)
 {
     const struct round_measurement *round = first_round(m);
 
-    return round && round->bytes >= SETTLED_BYTES && round->ns
-               ? (double)round->bytes * 1e9 / (double)round->ns
+    return round && round->bytes >= SETTLED_BYTES && round->ns > once_ns
+               ? (double)round->bytes * 1e9 / (double)(round->ns - once_ns)
                : 0;
 }
 
@@ -204,10 +205,12 @@ static double later_bandwidth(const struct measurement *m)
 }
 
 /* A bandwidth that was capped, or a round full of zero pages, is not what the path can do. */
-static uint64_t bandwidth_millionths(const struct measurement *m, uint64_t rehearsed)
+static uint64_t bandwidth_millionths(const struct measurement *m,
+                                     const struct path_profile *rehearsed)
 {
     const struct round_measurement *round = first_round(m);
-    double ratio = rehearsed ? first_bandwidth(m) / (double)rehearsed : 0;
+    uint64_t once_ns = rehearsed ? rehearsed->first_ns + rehearsed->round_ns : 0;
+    double ratio = rehearsed ? first_bandwidth(m, once_ns) / (double)rehearsed->bandwidth : 0;
 
     if (m->max_bandwidth || !round || round->zero_pages > round->pages / 100 * MAX_ZERO_PERCENT)
         return 0;
@@ -227,20 +230,21 @@ static uint64_t pages_ns(const struct measurement *m)
     double bandwidth = later_bandwidth(m);
 
     if (bandwidth <= 0)
-        bandwidth = first_bandwidth(m);
+        bandwidth = first_bandwidth(m, 0);
     if (bandwidth <= 0)
         bandwidth = (double)m->goodput;
     double ns = bandwidth > 0 ? (double)m->last_bytes * 1e9 / bandwidth : 0;
     return ns < (double)m->downtime.final_copy ? (uint64_t)ns : m->downtime.final_copy;
 }
 
-static struct cost_sample sample_of(const struct measurement *m, uint64_t rehearsed_bandwidth)
+static struct cost_sample sample_of(const struct measurement *m,
+                                    const struct path_profile *rehearsed)
 {
     return (struct cost_sample){
         .setup_ns = m->setup_ns,
         .downtime_ns = less(m->downtime_ns, pages_ns(m) + round_trips_ns(m)),
         .finish_ns = less(m->total_ns, m->pause_start_ns + m->downtime_ns),
-        .bandwidth_millionths = bandwidth_millionths(m, rehearsed_bandwidth),
+        .bandwidth_millionths = bandwidth_millionths(m, rehearsed),
     };
 }
 
@@ -276,9 +280,9 @@ static bool teaches(const struct measurement *m)
 }
 
 int costs_learn(const struct costs_key *key, const struct measurement *m,
-                uint64_t rehearsed_bandwidth, struct error *err)
+                const struct path_profile *rehearsed, struct error *err)
 {
-    struct cost_sample sample = sample_of(m, rehearsed_bandwidth);
+    struct cost_sample sample = sample_of(m, rehearsed);
     struct cost_book *book;
 
     if (!sample.downtime_ns)

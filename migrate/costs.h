@@ -28,9 +28,9 @@ struct costs_key costs_key_of(const struct guest_description *guest,
  * else built-in estimates with samples 0. Never fails. Blocks on the file system. */
 void costs_recall(const struct costs_key *key, struct fixed_costs *out);
 /* Adds a completed migration; others, and those that were verified or went through a filter, teach
- * nothing and return 0. `rehearsed_bandwidth` 0: not known. Blocks on the file system, and at most
- * 2 s for others who learn. */
+ * nothing and return 0. `rehearsed`: the path it was foretold for; NULL: it was not. Blocks on the
+ * file system, and at most 2 s for others who learn. */
 int costs_learn(const struct costs_key *key, const struct measurement *m,
-                uint64_t rehearsed_bandwidth, struct error *err);
+                const struct path_profile *rehearsed, struct error *err);
 
 #endif

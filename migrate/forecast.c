@@ -104,6 +104,6 @@ void source_learn(struct migration *m)
     const struct rehearsal_path *path = rehearsed_path(m);
     struct error err = {0};
 
-    if (costs_learn(&m->costs_key, &m->measurement, path ? path->profile.bandwidth : 0, &err))
+    if (costs_learn(&m->costs_key, &m->measurement, path ? &path->profile : NULL, &err))
         log_line(LOG_INFO, "what this migration cost is not kept for predictions: %s", err.text);
 }

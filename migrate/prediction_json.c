@@ -40,8 +40,11 @@ static const struct field path_fields[] = {
     PATH(round_trip_ns, "round_trip_ns"),
 };
 
-/* A path that was written down without it is taken as well. */
-static const struct field again_fields[] = {PATH(again_bandwidth, "again_bandwidth_bytes_per_s")};
+/* A path that was written down without one of them is taken as well. */
+static const struct field optional_fields[] = {
+    PATH(first_ns, "first_ns"),
+    PATH(again_bandwidth, "again_bandwidth_bytes_per_s"),
+};
 
 static const struct field cost_fields[] = {
     FIELD(struct fixed_costs, samples, "samples", FIELD_UNSIGNED, NEVER_NULL),
@@ -88,7 +91,7 @@ cJSON *path_profile_to_json(const struct path_profile *p)
 {
     cJSON *json = cJSON_CreateObject();
     bool complete = json && fields_add(json, p, path_fields, COUNT(path_fields)) &&
-                    fields_add(json, p, again_fields, COUNT(again_fields)) &&
+                    fields_add(json, p, optional_fields, COUNT(optional_fields)) &&
                     cJSON_AddNumberToObject(json, "bandwidth_spread", p->bandwidth_spread) &&
                     cJSON_AddNumberToObject(json, "guest_share", p->guest_share);
 
@@ -131,10 +134,9 @@ int path_profile_from_json(const cJSON *json, struct path_profile *out, struct e
     *out = (struct path_profile){0};
     if (!result)
         result = fields_read(json, out, path_fields, COUNT(path_fields), err);
-    if (!result)
-        result = cJSON_HasObjectItem(json, again_fields[0].key)
-                     ? fields_read(json, out, again_fields, COUNT(again_fields), err)
-                     : 0;
+    for (size_t i = 0; !result && i < COUNT(optional_fields); i++)
+        if (cJSON_HasObjectItem(json, optional_fields[i].key))
+            result = fields_read(json, out, &optional_fields[i], 1, err);
     if (!result)
         result = read_ratio(json, "bandwidth_spread", 0, 10, &out->bandwidth_spread, err);
     if (!result)

@@ -102,7 +102,7 @@ static void first_round(struct run *r)
     const struct run_setting *s = r->setting;
     double sent = larger(s->present_pages - s->zero_pages, 0);
     double setup_ns = s->costs->setup_ns ? (double)s->costs->setup_ns : (double)s->path->setup_ns;
-    double ns = send_ns(r, sent) + (double)s->path->round_ns;
+    double ns = send_ns(r, sent) + (double)s->path->first_ns + (double)s->path->round_ns;
 
     if (s->path->zero_bandwidth)
         ns += s->zero_pages * GUEST_PAGE_SIZE * (double)NS_PER_S / (double)s->path->zero_bandwidth;

@@ -22,9 +22,9 @@ enum {
     REACH_MS = 5000,
     PATH_MS = 45000, /* all that is asked for one path: the destination may start a hypervisor */
     LANES_MS = 5000,
-    PIECE_BYTES = 2 << 20,
+    PIECE_BYTES = 4 << 20,
     LEAST_BYTES = 4 << 20,
-    ENOUGH_MS = 2000,
+    ENOUGH_MS = 1500,
     LIMIT_MS = 5000,
     AGAIN_MS = 500,
     FENCES = 5,
@@ -196,7 +196,7 @@ static uint64_t again_bandwidth(const struct trial_result *trial)
 }
 
 /* The first piece has what happens once, too: windows that open, the first memory that is
- * registered. Where enough came after it, that is set-up and not bandwidth. Spread is taken of
+ * registered. Where enough came after it, that is told from the bandwidth. Spread is taken of
  * times: fences that are seen together would make rates of no meaning. What counts is by how much
  * the mean of the trial and that of a move differ, each of so many pieces or more. */
 static void weigh(const struct trial_result *trial, struct path_profile *path)
@@ -208,7 +208,7 @@ static void weigh(const struct trial_result *trial, struct path_profile *path)
     if (groups >= FEWEST_GROUPS) {
         byte_ns = ns_per_byte(trial, 0, last);
         double extra_ns = (double)trial->pieces[0].at_ns - byte_ns * (double)trial->pieces[0].bytes;
-        path->setup_ns += extra_ns > 0 ? (uint64_t)extra_ns : 0;
+        path->first_ns = extra_ns > 0 ? (uint64_t)extra_ns : 0;
         for (unsigned i = 0; i < groups; i++)
             times[i] = ns_per_byte(trial, i * last / groups, (i + 1) * last / groups);
         path->bandwidth_spread = spread_of(times, groups, byte_ns) * sqrt(2.0 / groups);
@@ -255,10 +255,10 @@ static int run_trial(struct rehearsing *r, const struct inquiry *q,
     log_line(
         LOG_DEBUG,
         "rehearsal over %s: questions %.1f ms, tracking %.1f ms, lanes %.1f ms, %u pieces with "
-        "%.1f MiB in %.1f ms, the first in %.1f ms, set-up in all %.1f ms",
+        "%.1f MiB in %.1f ms, the first in %.1f ms",
         r->options.destination.scheme, ns_to_ms(asked_ns), ns_to_ms(r->tracking_ns),
         ns_to_ms(trial.connect_ns), trial.piece_count, (double)trial.bytes / (1 << 20),
-        ns_to_ms(trial.ns), ns_to_ms(trial.pieces[0].at_ns), ns_to_ms(path->setup_ns));
+        ns_to_ms(trial.ns), ns_to_ms(trial.pieces[0].at_ns));
     path->zero_bandwidth = r->sample.zero_bandwidth;
     path->round_ns = median_fence(&trial) + r->out->guest.collect_ns;
     path->guest_share =
@@ -298,7 +298,8 @@ static int ask(struct rehearsing *r, struct inquiry *q, struct found_message *fo
                struct path_profile *path, struct error *err)
 {
     uint64_t present_bytes = dirty_profile_present(&r->out->guest) * GUEST_PAGE_SIZE;
-    struct probe_message wanted = {.room = REHEARSAL_BYTES,
+    uint64_t chunks = (r->sample.size + GUEST_CHUNK_SIZE - 1) / GUEST_CHUNK_SIZE;
+    struct probe_message wanted = {.room = chunks * GUEST_CHUNK_SIZE,
                                    .backing = r->description.regions[0].backing};
     uint64_t began = clock_now();
     int result = look_here(r, q, present_bytes, err);

@@ -9,7 +9,7 @@
 
 enum {
     REHEARSAL_MAX_PATHS = 4,
-    REHEARSAL_BYTES = 64 << 20, /* at most, over each transport; what the destination gives room */
+    REHEARSAL_BYTES = 256 << 20, /* at most, over each transport; what the destination gives room */
     REHEARSAL_SAMPLE_MS = 2000, /* how long the guest is watched, unless told otherwise */
 };
 
