@@ -19,8 +19,10 @@ from virtual.packages import Trouble
 DEFAULT_LANES = 2
 # Failures of one contender at one point, without a success, after which it is left alone.
 ENOUGH_FAILURES = 3
-# Boots one after the other in which not one move went well.
+# Boots one after the other in which not one move that counts went well.
 ENOUGH_BOOTS = 3
+# Boots that were lost in moves of one contender at one point, after which it is left alone.
+ENOUGH_LOSSES = 2
 ANSWER_SECONDS = 20
 
 
@@ -29,7 +31,7 @@ class Cell:
 
     def __init__(self, scenario, point, contender):
         self.scenario, self.point, self.contender = scenario["name"], point, contender
-        self.tried, self.totals, self.warm_ups, self.left_out = {}, [], 0, None
+        self.tried, self.totals, self.warm_ups, self.left_out, self.losses = {}, [], 0, None, 0
         self.most = scenario.get("max_repeats")
 
     @property
@@ -68,7 +70,7 @@ class Session:
 
     def __init__(self, run, ends, machine, boot):
         self.run, self.ends, self.machine, self.boot = run, ends, machine, boot
-        self.shape, self.mtu, self.limited, self.good = None, None, set(), 0
+        self.shape, self.mtu, self.limited, self.good, self.moving = None, None, set(), 0, None
 
     def answer(self):
         """Whether both hosts still do."""
@@ -179,10 +181,19 @@ class Run:
                 except (Failure, Trouble) as trouble:
                     if session.answer():
                         raise
-                    self.warn(f"the hosts of boot {session.boot['id']} were lost: {str(trouble).splitlines()[0]}")
+                    self.lose(session, str(trouble).splitlines()[0])
             fruitless = 0 if session.good else fruitless + 1
         if fruitless >= ENOUGH_BOOTS:
-            raise Failure(f"{fruitless} boots of the hosts one after the other were lost before one move went well")
+            raise Failure(f"{fruitless} boots of the hosts one after the other were lost before one move that counts "
+                          f"went well")
+
+    def lose(self, session, why):
+        self.warn(f"the hosts of boot {session.boot['id']} were lost: {why}")
+        cell = session.moving
+        if cell:
+            cell.losses += 1
+            if cell.losses >= ENOUGH_LOSSES:
+                self.leave_out([cell], f"the hosts were lost in its moves {cell.losses} times")
 
     def session(self, ends, machine):
         boots = self.store.document["boots"]
@@ -300,7 +311,7 @@ class Run:
         what = f"{cell.scenario} {cell.point['label']} {cell.contender['name']} {label}"
         self.progress.draw(f"{what}  {source} -> {destination} …  {self.progress.left(self.missing())}")
         self.order += 1
-        began, made = time.monotonic(), now()
+        began, made, session.moving = time.monotonic(), now(), cell
         options = cell.options() + (["--verify"] if warm_up and "--verify" not in cell.options() else [])
         plan = trial.Plan(settings, cell.contender["transport"], options, self.accel_of(session, settings["accel"]),
                           self.options.predict)
@@ -314,6 +325,7 @@ class Run:
                 "transport": cell.contender["transport"], "repeat": repeat, "warm_up": warm_up,
                 "boot": session.boot["id"], "order": self.order, "began": made, "source": str(source),
                 "destination": str(destination), **result}
+        session.moving = None
         self.store.add(cell, label, move)
         cell.take(label, move)
         self.note(session, cell, move, what, began)
@@ -325,10 +337,9 @@ class Run:
         if move["failed"]:
             self.store.document["errors"].append({"scenario": cell.scenario, "point": cell.point["id"],
                                                   "contender": cell.contender["name"], "text": move["failed"]})
-        else:
-            session.good += 1
         self.store.save()
         if not move["warm_up"]:
+            session.good += not move["failed"]
             self.progress.step(began)
         self.progress.say(f"{what}  {move['source']} -> {move['destination']}  {summary(move)}  "
                           f"{self.progress.left(self.missing())}")

@@ -93,7 +93,7 @@ class FakeEnd:
 @contextlib.contextmanager
 def without_hosts(totals, dies_at=()):
     """Moves cost nothing and take what `totals(workload, option, how many there are)` says; hosts die at the moves of
-    those numbers. Gives the moves made: (workload, option, source, whether it counts)."""
+    those numbers, or of which `dies_at(moves so far)` says so. Gives the moves made: (workload, option, source, whether it counts)."""
     state, moves, counts = {"alive": True}, [], {}
 
     @contextlib.contextmanager
@@ -103,7 +103,7 @@ def without_hosts(totals, dies_at=()):
 
     def run(source, destination, plan, measured=True):
         moves.append((plan.settings["workload"], plan.options[0], str(source), measured))
-        if len(moves) in dies_at:
+        if dies_at(moves) if callable(dies_at) else len(moves) in dies_at:
             state["alive"] = False
             raise Failure("no answer")
         key = moves[-1][:2]
@@ -205,6 +205,22 @@ def lost_hosts(context):
             expect("boots" in str(failure), f"expected to hear how many boots were lost; got {failure}")
         else:
             raise Failure("expected hosts that always die to end the comparison")
+    deadly = ("touch=4M", "--lanes=2")
+    with without_hosts(lambda *_: 1.0, lambda moves: moves[-1][:2] == deadly and moves[-1][3]) as moves, a_run() as run:
+        run.run()
+        expect(len(run.store.document["boots"]) == 3, "expected a third boot without the move that hosts die of; got "
+                                                      f"{len(run.store.document['boots'])}")
+        made = {cell.key: len(cell.tried) for cell in run.cells}
+        expect(made == {"0/one": 5, "0/two": 0, "500/one": 5, "500/two": 5}, f"expected all others; got {made}")
+        expect(any("left out" in text and "0/two" in text for text in run.store.document["warnings"]),
+               f"expected to hear what is left out; got {run.store.document['warnings']}")
+    with without_hosts(lambda *_: 1.0, lambda moves: moves[-1][3]) as moves, a_run() as run:
+        try:
+            run.run()
+        except Failure:
+            expect(len(moves) == 3 * compare_run.ENOUGH_BOOTS, f"expected 3 boots; got {len(moves)} moves")
+        else:
+            raise Failure("expected hosts that die at every move that counts to end the comparison")
 
 
 def only(context):
@@ -229,10 +245,10 @@ def shaping(context):
 
 
 def counters(context):
-    before = nic_counters.parse("= interface eth0\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 2\n"
-                                "= rdma r0\nout_of_sequence:3\n= tcp\nTcp: RetransSegs InSegs\nTcp: 7 9\n")
-    after = nic_counters.parse("= interface eth0\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 6\n"
-                               "= rdma r0\nout_of_sequence:3\nnp_cnp_sent:1\n= tcp\nTcp: RetransSegs InSegs\nTcp: 8 10\n")
+    before = nic_counters.parse("= interface\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 2\n"
+                                "= rdma\nout_of_sequence:3\n= tcp\nTcp: RetransSegs InSegs\nTcp: 7 9\n")
+    after = nic_counters.parse("= interface\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 6\n"
+                               "= rdma\nout_of_sequence:3\nnp_cnp_sent:1\n= tcp\nTcp: RetransSegs InSegs\nTcp: 8 10\n")
     changed = nic_counters.changed(before, after)
     wanted = {"interface": {"tx_prio3_pause": 4}, "rdma": {"np_cnp_sent": 1}, "tcp": {"RetransSegs": 1}}
     expect(changed == wanted, f"expected what changed, {wanted}; got {changed}")
