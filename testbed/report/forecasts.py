@@ -1,22 +1,25 @@
 """What was foretold of the migrations, beside what came: a part of the report."""
 
+import comparison
+
 from . import charts, tables
 from .elements import figure, folded, paragraph, section
 from .markup import el
 from .moves import number, text
-from .study import accuracy, address, predictions, spread_of_repeats
+from .study import GOALS, SPREAD_ROOM, accuracy, address, predictions, spread_of_repeats
 from .svg import plain
+
+NAMES = {"total": "Total time", "downtime": "Downtime"}
 
 
 def prediction_sentence(study):
     found = predictions(study)
-    spread = spread_of_repeats(study)
-    total, right = accuracy(found, "total", spread), sum(entry.right for entry in found)
-    if total is None:
-        return f"Whether the move would converge was foretold rightly in {right} of {len(found)} migrations."
-    return (f"Predictions of total time, made before the move, were off by {total['median']:.1%} in the median and "
-            f"{total['p95']:.1%} at the 95th percentile of {total['count']}; whether a move would converge was "
-            f"foretold rightly in {right} of {len(found)}.")
+    middle, tail = (accuracy(found, "total", stat, None) for stat in ("median", "p95"))
+    right = f"whether a move would converge was foretold rightly in {sum(entry.right for entry in found)} of {len(found)}."
+    if middle is None:
+        return right[0].upper() + right[1:]
+    return (f"Predictions of total time, made before the move, were off by {middle['error']:.1%} in the median and "
+            f"{tail['error']:.1%} at the 95th percentile of {middle['count']}; {right}")
 
 
 def prediction_section(study):
@@ -25,34 +28,54 @@ def prediction_section(study):
     if not found:
         return section(*head, paragraph("No migration has a prediction to compare with."))
     transports = list(dict.fromkeys(entry.move.transport for entry in found))
-    spread = spread_of_repeats(study)
     drawings = [figure(charts.prediction_chart(found, key, transports), name, "every migration; the band is ±15 %")
-                for key, name in (("total", "Total time"), ("downtime", "Downtime"))]
+                for key, name in NAMES.items()]
     return section(*head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
-                 el("div", *drawings, class_="plots"), accuracy_table(found, spread), convergence_table(found),
+                 el("div", *drawings, class_="plots"), goals_table(found, spread_of_repeats(study)), convergence_table(found),
                  folded(f"All {len(found)} predictions", prediction_table(found)))
 
 
-def accuracy_table(found, spread):
-    rows = []
-    for key, name, limits in (("total", "total time", ""), ("downtime", "downtime", "; or 5 ms, 10 ms")):
-        result = accuracy(found, key, spread)
-        if result is None:
-            continue
+def goals_table(found, spread):
+    """What predictions shall reach, and whether they did."""
+    rows = [goal_row(key, stat, accuracy(found, key, stat, spread)) for key, stat in GOALS]
+    return tables.table(["goal", "of", "allowed", "off by", "that is, of what is allowed", ""],
+                        [*filter(None, rows), refusals_row(found)], f"Goals of prediction. {spread_in_words(spread)}",
+                        words=(2,))
 
-        def cell(stat, met, goal, result=result, key=key):
-            return el("td", f"{result[stat]:.1%}", el("i", f"{plain(result[stat + '_ms'])} ms"),
-                      el("i", f"goal {goal:.0%}: {'met' if met else 'missed'}"), class_=None if met else "bad",
-                      data_figure=f"prediction_{key}", data_stat=stat, data_key="all", data_value=repr(result[stat]))
 
-        rows.append(tables.row(name + limits, str(result["count"]),
-                               cell("median", result["middle_met"], result["middle_goal"]),
-                               cell("p95", result["tail_met"], result["tail_goal"])))
-    if not rows:
+def spread_in_words(spread):
+    known = "is not known, for nothing was repeated" if spread is None else f"is {spread:.1%}"
+    return (f"The spread of repeats {known}: of total times of one group in one boot half the range that holds the "
+            f"middle 90 % (of fewer than {comparison.RANGE_BELOW} runs: half of all their range), over their median; "
+            f"of all groups the median.")
+
+
+def goal_row(key, stat, result):
+    if result is None:
         return None
-    return tables.table(["", "predictions", "error in the median", "at the 95th percentile"], rows,
-                        f"Repeats of one point spread by {spread:.1%} themselves (half the distance of their "
-                        f"quartiles).")
+    share, ms = f"{result['share']:.1%}".replace(".0%", "%"), f" or {result['ms']:g} ms, whichever is more"
+    allowed = f"{share}{ms if result['ms'] else ''}"
+    if (key, stat) == ("total", "median"):
+        allowed += f" (5% or {SPREAD_ROOM:g} × the spread of repeats, whichever is more)"
+    name = f"{NAMES[key]}, {'in the median' if stat == 'median' else 'at the 95th percentile'}"
+    return tables.row(name, str(result["count"]), el("td", allowed, class_="words"),
+                      el("td", f"{result['error']:.1%}", el("i", f"{plain(result['error_ms'])} ms"),
+                         data_figure=f"prediction_{key}", data_stat=stat, data_key="all",
+                         data_value=repr(result["error"])),
+                      el("td", f"{result['used']:.0%}", data_figure=f"prediction_{key}_used", data_stat=stat,
+                         data_key="all", data_value=repr(result["used"])), met_cell(result["met"]))
+
+
+def refusals_row(found):
+    """Of those that were said not to converge."""
+    refused = [entry for entry in found if not entry.promised]
+    wrong = sum(not entry.right for entry in refused)
+    return tables.row("every “will not converge” right", str(len(refused)), el("td", "none wrong", class_="words"),
+                      f"{wrong} wrong", "", met_cell(wrong == 0) if refused else el("td", "none was said"))
+
+
+def met_cell(met):
+    return el("td", "met" if met else "missed", class_=None if met else "bad")
 
 
 def convergence_table(found):

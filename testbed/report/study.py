@@ -10,7 +10,11 @@ from .moves import FIGURES, entries, get, number, out_of_time, switchover, text
 from .svg import times
 
 JUDGED = tuple(comparison.LESS)
-GOALS = {"total": (0.05, 0.15, 0.0, 0.0), "downtime": (0.10, 0.25, 5.0, 10.0)}  # shares and ms: median, 95th percentile
+# How far off a prediction may be: a share of what came, or so many ms if that is more.
+GOALS = {("total", "median"): (0.05, 0.0), ("total", "p95"): (0.15, 0.0),
+         ("downtime", "median"): (0.10, 5.0), ("downtime", "p95"): (0.25, 10.0)}
+PLACES = {"median": 0.5, "p95": 0.95}
+SPREAD_ROOM = 1.5  # of the spread of repeats: a prediction of total time need not be better than that in the median
 
 
 class Stat:
@@ -223,29 +227,36 @@ def predictions(study):
 
 
 def spread_of_repeats(study):
-    """Half the quartiles' distance of total time, relative, at the point in the middle: what no prediction beats."""
-    spreads = []
+    """How far total times of one thing lie apart by themselves, which no prediction beats: the median over all groups
+    of converged runs in one boot. None when nothing was repeated."""
+    boots = {}
     for group in study.groups.values():
-        stat = group.stat("total_s")
-        if len(stat.values) >= 4 and stat.median:
-            low, high = stat.quartiles()
-            spreads.append((high - low) / 2 / stat.median)
-    return statistics.median(spreads) if spreads else 0.0
+        for move in group.counted:
+            if move.converged() and move.figures.get("total_s"):
+                boots.setdefault((group.key, move.boot), []).append(move.figures["total_s"])
+    spreads = [half_range(values) for values in boots.values() if len(values) > 1]
+    return statistics.median(spreads) if spreads else None
 
 
-def accuracy(found, key, spread):
-    """How far off the predictions of one time were, and whether that is near enough: an error counts as small when it
-    is within a share of the measured time or within so many ms."""
+def half_range(values):
+    """Half the range that holds the middle 90 %, over the median; of few values half of all their range."""
+    low, high = (comparison.quantile(values, share) for share in
+                 ((0.05, 0.95) if len(values) >= comparison.RANGE_BELOW else (0, 1)))
+    return (high - low) / 2 / statistics.median(values)
+
+
+def accuracy(found, key, stat, spread):
+    """How far off the predictions of one time were, and whether that is near enough: None when there are none."""
     known = [getattr(entry, key) for entry in found if getattr(entry, key)]
     if not known:
         return None
-    middle, tail, middle_ms, tail_ms = GOALS[key]
-    middle = max(middle, 1.5 * spread) if key == "total" else middle
-    relative = [abs(error) for _, _, error in known]
-    excess = [[abs(told - came) / max(share * came, ms) for told, came, _ in known]
-              for share, ms in ((middle, middle_ms), (tail, tail_ms))]
-    return {"count": len(known), "median": statistics.median(relative), "p95": comparison.quantile(relative, 0.95),
-            "median_ms": statistics.median(abs(told - came) for told, came, _ in known),
-            "p95_ms": comparison.quantile([abs(told - came) for told, came, _ in known], 0.95),
-            "middle_goal": middle, "tail_goal": tail, "middle_met": statistics.median(excess[0]) <= 1,
-            "tail_met": comparison.quantile(excess[1], 0.95) <= 1}
+    share, ms = GOALS[key, stat]
+    if (key, stat) == ("total", "median"):
+        share = max(share, SPREAD_ROOM * (spread or 0.0))
+
+    def place(values):
+        return comparison.quantile(list(values), PLACES[stat])
+
+    used = place(abs(told - came) / max(share * came, ms) for told, came, _ in known)
+    return {"count": len(known), "error": place(abs(error) for _, _, error in known), "share": share, "ms": ms,
+            "error_ms": place(abs(told - came) for told, came, _ in known), "used": used, "met": used <= 1}

@@ -234,11 +234,50 @@ def forecasts(context):
         for key, known in errors.items():
             near(f"the median error of {key}", float(figures[f"prediction_{key}", "median"]["data-value"]),
                  statistics.median(known))
-            ordered = sorted(known)
-            place = 0.95 * (len(ordered) - 1)
-            tail = ordered[int(place)] + (place - int(place)) * (ordered[int(place) + 1] - ordered[int(place)])
-            near(f"the 95th percentile of {key}", float(figures[f"prediction_{key}", "p95"]["data-value"]), tail)
+            near(f"the 95th percentile of {key}", float(figures[f"prediction_{key}", "p95"]["data-value"]),
+                 share_of(known, 0.95))
+        check_goals(world, figures)
         near("moves rightly said not to converge", float(figures["convergence", "false-false"]["data-value"]), 24.0)
+
+
+def raw_spread(world):
+    """Half the range of the middle 90 %, or of all if they are few, over the median; the median of all groups."""
+    groups = {}
+    for path in (world.out / "moves").glob("*/*/*/*.json"):
+        move = json.loads(path.read_text())
+        if arrived(move) and not any(one["switchover"]["forced"] for one in raw_reports(move)):
+            groups.setdefault((path.parent, move["boot"]), []).append(RAW["total_s"](move))
+    spreads = []
+    for values in groups.values():
+        cut = 0.05 if len(values) >= 6 else 0.0
+        if len(values) > 1:
+            spreads.append((share_of(values, 1 - cut) - share_of(values, cut)) / 2 / statistics.median(values))
+    return statistics.median(spreads) if spreads else None
+
+
+def share_of(values, share):
+    ordered, place = sorted(values), share * (len(values) - 1)
+    return ordered[int(place)] + (place - int(place)) * (ordered[min(int(place) + 1, len(values) - 1)]
+                                                         - ordered[int(place)])
+
+
+def check_goals(world, figures):
+    spread = raw_spread(world)
+    expect(f"The spread of repeats is {spread:.1%}" in world.text, f"expected the spread of repeats to be {spread:.1%}")
+    error = float(figures["prediction_total", "median"]["data-value"])
+    near("the share of the goal that the median error uses",
+         float(figures["prediction_total_used", "median"]["data-value"]), error / max(0.05, 1.5 * spread))
+    expect(world.text.count("met</td>") + world.text.count("missed</td>") == 5, "expected five goals, met or missed")
+
+
+def few_repeats(context):
+    """Three repeats have a spread too; one has none, and that is said."""
+    with World(alone(bare(repeats=3))) as world:
+        expect(f"The spread of repeats is {raw_spread(world):.1%}" in world.text,
+               f"expected the spread of three repeats to be {raw_spread(world):.1%}")
+    with World(alone(bare(repeats=1))) as world:
+        expect("The spread of repeats is not known" in world.text, "expected no spread of one run")
+        expect("none was said" in world.text, "expected to be told that no move was said not to converge")
 
 
 def traces(context):
@@ -426,7 +465,8 @@ def wrong_values(context):
 
 
 if __name__ == "__main__":
-    run_cases(__doc__, {"medians": medians, "ratios": ratios, "forecasts": forecasts, "traces": traces,
+    run_cases(__doc__, {"medians": medians, "ratios": ratios, "forecasts": forecasts,
+                        "few_repeats": few_repeats, "traces": traces,
                         "escaping": escaping,
                         "one_table": one_table, "odd_folders": odd_folders, "damaged_files": damaged_files,
                         "wrong_values": wrong_values})
