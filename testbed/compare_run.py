@@ -11,7 +11,7 @@ import pair
 import scenario as scenarios
 import trial
 from compare_store import now
-from hosts import Failure
+from hosts import Failure, expect
 from progress import Progress
 from virtual import shaping
 from virtual.packages import Trouble
@@ -24,6 +24,7 @@ ENOUGH_BOOTS = 3
 # Boots that were lost in moves of one contender at one point, after which it is left alone.
 ENOUGH_LOSSES = 2
 ANSWER_SECONDS = 20
+UNKNOWN = object()  # how a link is while a command changes it
 
 
 class Cell:
@@ -70,7 +71,7 @@ class Session:
 
     def __init__(self, run, ends, machine, boot):
         self.run, self.ends, self.machine, self.boot = run, ends, machine, boot
-        self.shape, self.mtu, self.limited, self.good, self.moving = None, None, set(), 0, None
+        self.shape, self.mtus, self.limited, self.good, self.moving = None, None, set(), 0, None
 
     def answer(self):
         """Whether both hosts still do."""
@@ -82,28 +83,38 @@ class Session:
     def prepare(self, stack):
         """Notes how the link is, and sees that it is so again afterwards."""
         self.interfaces = [nic_counters.interface_of(end) for end in self.ends]
-        self.mtu_before = self.mtu = mtu_of(self.ends[0], self.interfaces[0])
-        stack.callback(self.restore)
+        self.mtus_before = self.mtus = list(map(mtu_of, self.ends, self.interfaces))
         if self.machine:
             self.shape_before = self.shape = self.machine.instance.read()["settings"]["link"]
+        stack.callback(self.restore)
 
     def restore(self):
+        """Each part by itself: one that fails must not keep the other as it is."""
         with contextlib.suppress(Failure, Trouble):
-            self.set_mtu(self.mtu_before)
-            if self.machine:
+            self.set_mtus(self.mtus_before)
+        if self.machine:
+            with contextlib.suppress(Failure, Trouble):
                 self.set_shape(self.shape_before)
 
-    def set_mtu(self, mtu):
-        if mtu == self.mtu:
+    def set_mtus(self, mtus):
+        if mtus == self.mtus:
             return
-        for end, interface in zip(self.ends, self.interfaces, strict=True):
+        self.mtus = UNKNOWN
+        for end, interface, mtu in zip(self.ends, self.interfaces, mtus, strict=True):
+            expect(interface and mtu, f"the network interface of {end.address} on {end} was not found: its MTU cannot "
+                                      f"be set; leave out the points that set one")
             end.host.run(shaping.mtu_command(interface, mtu))
-        self.mtu = mtu
+        self.mtus = mtus
 
     def set_shape(self, shape):
         if shape != self.shape:
+            self.shape = UNKNOWN
             self.machine.instance.shape(shape)
             self.shape = shape
+
+    def mtu(self):
+        """That of both ends; where they differ, what gets through."""
+        return min(filter(None, self.mtus), default=None)
 
     def fits(self, settings):
         """None, or why this point cannot be had on these hosts."""
@@ -111,8 +122,8 @@ class Session:
             return None
         if settings["link"]:
             return f"link {settings['link']} (only the link of virtual hosts is shaped)"
-        if settings["mtu"] and settings["mtu"] != self.mtu:
-            return f"MTU {settings['mtu']} (it is {self.mtu} here, and real hosts are left as they are)"
+        if settings["mtu"] and any(mtu != settings["mtu"] for mtu in self.mtus):
+            return f"MTU {settings['mtu']} (it is {self.mtus} here, and real hosts are left as they are)"
         return None
 
     def set_link(self, settings):
@@ -120,15 +131,15 @@ class Session:
         once what it can do then."""
         if self.machine:
             self.set_shape(shaping.parse(settings["link"]) if settings["link"] else self.shape_before)
-            self.set_mtu(settings["mtu"] or self.mtu_before)
-        state = (settings["link"], self.mtu)
+            self.set_mtus([settings["mtu"]] * 2 if settings["mtu"] else self.mtus_before)
+        state = (settings["link"], self.mtu())
         if state in self.limited or not self.run.options.limits:
             return
         self.limited.add(state)
         self.run.progress.draw("measuring what the link can do")
         with_rdma = any(cell.contender["transport"] == "rdma" for cell in self.run.cells if not cell.left_out)
         found = link_limits.measure(*self.ends, with_rdma, DEFAULT_LANES, self.run.warn)
-        self.boot["limits"] += [{**limit, "link": settings["link"], "mtu": self.mtu} for limit in found]
+        self.boot["limits"] += [{**limit, "link": settings["link"], "mtu": self.mtu()} for limit in found]
         self.run.store.save()
 
 

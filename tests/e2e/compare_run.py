@@ -244,6 +244,39 @@ def shaping(context):
         expect("500/one" in run.store.document["warnings"][0], f"got {run.store.document['warnings']}")
 
 
+class FakeInstance:
+    """Virtual hosts' link; `breaks` is raised once it is shaped."""
+
+    def __init__(self):
+        self.link, self.breaks = {}, None
+
+    def read(self):
+        return {"settings": {"link": {}}}
+
+    def shape(self, link):
+        self.link = link
+        if self.breaks:
+            raise self.breaks
+
+
+def restoring(context):
+    """The link is as it was afterwards, also when what changes it was interrupted, or one part of it fails."""
+    state, found = {"alive": True}, FakeInstance()
+    ends = [FakeEnd("a", state), FakeEnd("b", state)]
+    machine = types.SimpleNamespace(instance=found)
+    settings = {"link": "delay=5ms", "mtu": None}
+    for trouble in (KeyboardInterrupt(), Failure("no answer"), None):
+        session = compare_run.Session(types.SimpleNamespace(options=types.SimpleNamespace(limits=False)), ends, machine,
+                                      {"id": 1})
+        with contextlib.suppress(KeyboardInterrupt, Failure), contextlib.ExitStack() as stack:
+            session.prepare(stack)
+            stack.callback(setattr, found, "breaks", None)
+            found.breaks = trouble
+            session.set_link(settings)
+            session.mtus = compare_run.UNKNOWN  # and cannot be set: there is no interface
+        expect(found.link == {}, f"expected the link as it was after {trouble!r}; got {found.link}")
+
+
 def counters(context):
     before = nic_counters.parse("= interface\nNIC statistics:\n     rx_bytes: 5\n     tx_prio3_pause: 2\n"
                                 "= rdma\nout_of_sequence:3\n= tcp\nTcp: RetransSegs InSegs\nTcp: 7 9\n")
@@ -397,5 +430,5 @@ def usage(context):
 
 
 run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "only": only,
-                    "shaping": shaping, "counters": counters, "usage": usage, "interrupted": interrupted,
-                    "going on": going_on})
+                    "shaping": shaping, "restoring": restoring, "counters": counters, "usage": usage,
+                    "interrupted": interrupted, "going on": going_on})
