@@ -50,11 +50,11 @@ class Cell:
     def hopeless(self):
         return len(self.tried) >= ENOUGH_FAILURES and all(self.tried.values())
 
-    def wants(self, repeat, options):
-        """Whether this repeat is still to be made."""
-        if self.left_out or repeat in self.tried or self.hopeless() or repeat > self.limit(options):
-            return False
-        return repeat <= options.repeats or not self.known(options.confidence)
+    def is_open(self):
+        return not self.left_out and not self.hopeless()
+
+    def may(self, repeat, options):
+        return self.is_open() and repeat not in self.tried and repeat <= self.limit(options)
 
     def limit(self, options):
         return max(options.repeats, min(options.max_repeats, self.most or options.max_repeats))
@@ -254,10 +254,19 @@ class Run:
 
     # --- the order of moves
 
+    def wants(self, cell, repeat):
+        """Whether this repeat is still to be made. The contenders of a point grow together: runs of one alone, later
+        than its rivals' and in other directions, would not compare with those."""
+        if not cell.may(repeat, self.options):
+            return False
+        rivals = [other for other in self.cells if other.scenario == cell.scenario and other.point is cell.point]
+        return repeat <= self.options.repeats or any(
+            repeat in other.tried or other.is_open() and not other.known(self.options.confidence) for other in rivals)
+
     def missing_of(self, cell):
         """How many repeats a cell lacks, as far as is known now."""
-        return sum(cell.wants(repeat, self.options) for repeat in range(1, self.options.repeats + 1)) or \
-            int(cell.wants(self.next_repeat(cell), self.options))
+        return sum(self.wants(cell, repeat) for repeat in range(1, self.options.repeats + 1)) or \
+            int(self.wants(cell, self.next_repeat(cell)))
 
     def next_repeat(self, cell):
         return max(cell.tried, default=0) + 1
@@ -283,7 +292,7 @@ class Run:
         for repeat in range(1, self.options.max_repeats + 1):
             forwards = repeat % 2 == 1
             turned = (repeat - 1 + (repeat - 1) // 2) % 2 == 1
-            wanting = [cell for cell in cells if cell.wants(repeat, self.options)]
+            wanting = [cell for cell in cells if self.wants(cell, repeat)]
             points = list({cell.point["id"]: cell.point for cell in wanting}.values())
             for point in points:
                 session.set_link(point["settings"])

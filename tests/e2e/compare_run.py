@@ -160,18 +160,21 @@ def growth(context):
     def totals(workload, option, count):
         return wide[count % 2] if option == "--lanes=2" and "hot" in workload else 1.0 + count / 1000
 
-    with without_hosts(totals), a_run() as run:
+    with without_hosts(totals) as moves, a_run() as run:
         run.run()
         made = {cell.key: len(cell.tried) for cell in run.cells}
-        wanted = {"0/one": 5, "0/two": 5, "500/one": 5, "500/two": 8}
-        expect(made == wanted, f"expected repeats to grow where the interval is wide: {wanted}; got {made}")
+        wanted = {"0/one": 5, "0/two": 5, "500/one": 8, "500/two": 8}
+        expect(made == wanted, f"expected repeats to grow at the point where an interval is wide: {wanted}; got {made}")
+        grown = [move[1:3] for move in moves[-6:]]
+        expect(all(one[0] != other[0] and one[1] == other[1] for one, other in zip(grown[::2], grown[1::2])),
+               f"expected contenders in turn and in one direction also then; got {grown}")
         warnings = run.store.document["warnings"]
         expect(len(warnings) == 1 and "500/two" in warnings[0] and "8 repeats" in warnings[0],
                f"expected a warning about what is not known well; got {warnings}")
     with without_hosts(totals), a_run("max_repeats = 6\n" + TINY) as run:
         run.run()
         made = [len(cell.tried) for cell in run.cells]
-        expect(made == [5, 5, 5, 6], f"expected the scenario's own limit to hold; got {made}")
+        expect(made == [5, 5, 6, 6], f"expected the scenario's own limit to hold; got {made}")
 
 
 def failures(context):
