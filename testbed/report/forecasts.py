@@ -15,7 +15,8 @@ NAMES = {"total": "Total time", "downtime": "Downtime"}
 def prediction_sentence(study):
     found = predictions(study)
     middle, tail = (accuracy(found, "total", stat, None) for stat in ("median", "p95"))
-    right = f"whether a move would converge was foretold rightly in {sum(entry.right for entry in found)} of {len(found)}."
+    right = sum(entry.right for entry in found)
+    right = f"whether a move would converge was foretold rightly in {right} of {len(found)}."
     if middle is None:
         return right[0].upper() + right[1:]
     return (f"Predictions of total time, made before the move, were off by {middle['error']:.1%} in the median and "
@@ -31,7 +32,8 @@ def prediction_section(study):
     drawings = [figure(charts.prediction_chart(found, key, transports), name, "every migration; the band is ±15 %")
                 for key, name in NAMES.items()]
     return section(*head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
-                 el("div", *drawings, class_="plots"), goals_table(found, spread_of_repeats(study)), convergence_table(found),
+                 el("div", *drawings, class_="plots"), goals_table(found, spread_of_repeats(study)),
+                 convergence_table(found),
                  folded(f"All {len(found)} predictions", prediction_table(found)))
 
 

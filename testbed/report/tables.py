@@ -1,6 +1,8 @@
 """Tables of a report. Every figure in them says what it is (data-figure, data-stat, data-key), so that a program can
 check it against the raw data, and every row leads to its files."""
 
+import itertools
+
 from comparison import CPU_KINDS
 
 from .charts import title_of
@@ -18,7 +20,6 @@ GROUPS = (
     ("CPU of wander", tuple(f"{side}_{role}_cpu" for side in SIDES for role in ("process", *ROLES, "rest"))),
     ("guest", ("work_during", "work_after")),
 )
-OURS = ("total_s", "downtime_ms")
 COMPARED = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu", "source_host_cpu", "destination_host_cpu",
             "work_during")
 
@@ -99,13 +100,15 @@ def main_table(study, scenario):
                  "failed.")
 
 
-def ratio_cell(result, group, key):
+def ratio_cell(result, pair, key):
+    """pair: (what it is compared with, the group itself)."""
     if result is None or not result["enough"]:
         return el("td", "–", title="too few runs in one boot, or some were given up")
     return el("td", times(result["ratio"]), el("i", f"{times(result['low'])} – {times(result['high'])}"),
               el("i", "differs" if result["shown"] else "no difference shown"),
-              class_="shown" if result["shown"] else None, data_figure=key, data_stat="ratio", data_key=group.key,
-              data_value=repr(result["ratio"]), data_shown="yes" if result["shown"] else "no")
+              class_="shown" if result["shown"] else None, data_figure=key, data_stat="ratio", data_key=pair[1].key,
+              data_against=pair[0].contender["name"], data_value=repr(result["ratio"]),
+              data_shown="yes" if result["shown"] else "no")
 
 
 def ratio_table(study, scenario):
@@ -115,25 +118,28 @@ def ratio_table(study, scenario):
         for index, other in enumerate(others):
             pair = study.group(scenario, point, first), study.group(scenario, point, other)
             rows.append(row(f"{point['label']}: {other['name']} ÷ {first['name']}",
-                            *(ratio_cell(difference(*pair, key), pair[1], key) for key in keys), begins=index == 0))
+                            *(ratio_cell(difference(*pair, key), pair, key) for key in keys), begins=index == 0))
     return table(["", *map(heading, keys)], rows,
                  f"Ratios over {first['name']} with 98 % intervals, from runs of one boot.")
 
 
 def ours_table(study, scenario):
-    """Total time and downtime of each contender and their ratios, to lay beside published ones."""
-    first, *others = scenario["contenders"]
-    head, rows = [""], []
-    for key in OURS:
-        head += [f"{heading(key)}: {first['name']}", others[0]["name"] if len(others) == 1 else "against it", "ratio"]
+    """The figures that a scenario draws, of each contender and of every two, to lay beside published ones."""
+    pairs = list(itertools.combinations(scenario["contenders"], 2))
+    keys = known(study, scenario, dict.fromkeys(scenario["plots"]))
+    rows = []
     for point in scenario["points"]:
-        for other in others or [first]:
-            pair = study.group(scenario, point, first), study.group(scenario, point, other)
-            cells = [cell for key in OURS for cell in (*(median_cell(group, key) for group in pair),
-                                                       ratio_cell(difference(*pair, key), pair[1], key))]
-            rows.append(row(f"{point['label']}: {other['name']}", *cells))
-    return table(head, rows, "Ours, at this scale: ratios are what compares with published ones; times are not, for the "
-                             "scale changes them.")
+        groups = {contender["name"]: study.group(scenario, point, contender) for contender in scenario["contenders"]}
+        for key in keys:
+            compared = [(groups[first["name"]], groups[other["name"]]) for first, other in pairs]
+            rows.append(row(f"{point['label']}: {heading(key)}",
+                            *(median_cell(group, key) for group in groups.values()),
+                            *(ratio_cell(difference(*pair, key), pair, key) for pair in compared),
+                            begins=key == keys[0]))
+    names = [contender["name"] for contender in scenario["contenders"]]
+    return table(["", *names, *(f"{other['name']} ÷ {first['name']}" for first, other in pairs)], rows,
+                 "Ours, at this scale, with the ratio of every two contenders. What the scale leaves comparable is "
+                 "said above.") if rows else None
 
 
 def full_tables(study, scenario):

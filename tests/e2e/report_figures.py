@@ -194,9 +194,7 @@ def ratios(context):
         expect(len(found) > 40, f"expected over 40 ratios; found {len(found)}")
         for figure in found:
             key = figure["data-key"]
-            first = next(entry for entry in world.document["scenarios"]
-                         if entry["name"] == key.split("/")[0])["contenders"][0]
-            other, base = world.moves(key), world.moves(f"{key.rpartition('/')[0]}/{first['name']}")
+            other, base = world.moves(key), world.moves(f"{key.rpartition('/')[0]}/{figure['data-against']}")
             value = RAW[figure["data-figure"]]
             every = [value(mine) / value(its) for mine in other for its in base if mine["boot"] == its["boot"]]
             near(f"the ratio of {figure['data-figure']} of {key}", float(figure["data-value"]),
@@ -214,6 +212,24 @@ def ratios(context):
     with World(some_given_up) as world:
         kept = [figure for figure in world.page.figures if figure["data-stat"] == "ratio"]
         expect(not kept, f"expected no ratio where a run was given up; got {kept[:1]}")
+
+
+def papers(context):
+    """Beside published figures: all that the scenario draws, and the ratio of every two contenders."""
+    def three(maker):
+        contenders = [*report_data.CONTENDERS, {"name": "rdma-chunk", "transport": "rdma", "options": []}]
+        for repeat in range(1, 7):
+            for contender in contenders:
+                maker.move("paper", "p", contender, repeat)
+        published = [{"what": "w", "figure": "26 Gbit/s", "source": "s", "known": "read"}]
+        return report_data.scenario("paper", "Paper", [report_data.point("p")], contenders, published=published)
+
+    with World(alone(three)) as world:
+        found = {(one["data-figure"], one["data-key"].rpartition("/")[2], one["data-against"])
+                 for one in world.page.figures if one["data-stat"] == "ratio"}
+        for key in ("total_s", "both_hosts_cpu"):
+            for pair in (("rdma", "tcp"), ("rdma-chunk", "tcp"), ("rdma-chunk", "rdma")):
+                expect((key, *pair) in found, f"expected the ratio of {key} of {' over '.join(pair)}; got {found}")
 
 
 def forecasts(context):
@@ -465,7 +481,7 @@ def wrong_values(context):
 
 
 if __name__ == "__main__":
-    run_cases(__doc__, {"medians": medians, "ratios": ratios, "forecasts": forecasts,
+    run_cases(__doc__, {"medians": medians, "ratios": ratios, "papers": papers, "forecasts": forecasts,
                         "few_repeats": few_repeats, "traces": traces,
                         "escaping": escaping,
                         "one_table": one_table, "odd_folders": odd_folders, "damaged_files": damaged_files,
