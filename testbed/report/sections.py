@@ -167,7 +167,8 @@ def scenario_section(study, scenario):
 
 def published(study, scenario):
     """What others found, with how it is known, and ours beside it."""
-    known = {"read": "read in the source", "reported": "reported: the source was not at hand"}
+    known = {"read": "read, in the source or in the part of it that is named",
+             "reported": "reported: the source was not at hand"}
     rows = [tables.row(text(entry, "what") or "?", el("td", text(entry, "figure") or "?", class_="words"),
                        el("td", text(entry, "source") or "?", class_="words"),
                        el("td", known.get(text(entry, "known"), "how it is known was not said"), class_="words"))
