@@ -3,10 +3,10 @@
 import comparison
 
 from . import charts, tables
-from .elements import figure, folded, paragraph, section
+from .elements import bullets, figure, folded, paragraph, section
 from .markup import el
 from .moves import number, text
-from .study import GOALS, SPREAD_ROOM, accuracy, address, predictions, spread_of_repeats
+from .study import GOALS, SPREAD_ROOM, accuracy, address, predictions, spread_of_repeats, unpredicted
 from .svg import plain
 
 NAMES = {"total": "Total time", "downtime": "Downtime"}
@@ -27,14 +27,26 @@ def prediction_section(study):
     found = predictions(study)
     head = "prediction", "Prediction and measurement"
     if not found:
-        return section(*head, paragraph("No migration has a prediction to compare with."))
+        return section(*head, paragraph("No migration has a prediction to compare with."), *left_out(study, found))
     transports = list(dict.fromkeys(entry.move.transport for entry in found))
     drawings = [figure(charts.prediction_chart(found, key, transports), name, "every migration; the band is ±15 %")
                 for key, name in NAMES.items()]
     return section(*head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
-                 el("div", *drawings, class_="plots"), goals_table(found, spread_of_repeats(study)),
+                 *left_out(study, found), el("div", *drawings, class_="plots"), goals_table(found, spread_of_repeats(study)),
                  convergence_table(found),
                  folded(f"All {len(found)} predictions", prediction_table(found)))
+
+
+def left_out(study, found):
+    """What no error can be told of, which is likely to be the hard moves."""
+    reasons, tried = unpredicted(study)
+    if reasons:
+        yield paragraph(f"{sum(reasons.values())} of {tried} moves have no prediction:")
+        yield bullets([f"{why} ({count})" for why, count in sorted(reasons.items(), key=lambda one: -one[1])])
+    unlike = sum(entry.promised and not entry.converged for entry in found)
+    if unlike:
+        yield paragraph(f"{unlike} of {len(found)} were said to converge and did not. They have no error of time, and "
+                        f"count in the table of convergence only.")
 
 
 def goals_table(found, spread):

@@ -22,6 +22,9 @@ no process. Softirq counts as interrupts.""",
 reached on the same link in the same boot.""",
     """A run that was ended by force at its time limit did move, and counts; one that was given up did not: it is shown
 as ×, and no ratio is made at its point.""",
+    """Predictions are wander predict's, made just before each measured move. It rehearses: part of the guest's memory goes
+to the destination and is thrown away, so every measured move comes after one. What it knows of costs was learnt from
+earlier moves of the same run; the first have none to learn from.""",
     "Several guests at once: total time until the last is there, the worst downtime, all bytes.",
     """What is made of one run only, such as the parts of a downtime, is made of the run in the middle: its parts add
 up, and its file can be looked at.""",

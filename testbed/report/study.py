@@ -14,6 +14,7 @@ JUDGED = tuple(comparison.LESS)
 GOALS = {("total", "median"): (0.05, 0.0), ("total", "p95"): (0.15, 0.0),
          ("downtime", "median"): (0.10, 5.0), ("downtime", "p95"): (0.25, 10.0)}
 PLACES = {"median": 0.5, "p95": 0.95}
+REASON = 200  # characters of why there is no prediction
 SPREAD_ROOM = 1.5  # of the spread of repeats: a prediction of total time need not be better than that in the median
 
 
@@ -213,17 +214,30 @@ def foretold_by(document, transport):
     return found if isinstance(found, dict) and isinstance(found.get("converges"), bool) else None
 
 
-def predictions(study):
-    """Those of all moves that count, or that were given up at their time limit."""
-    found = []
+def foretold_moves(study):
+    """(move, guest, what was foretold of it or None) of every move that was tried; each of several guests by itself."""
     for group in study.groups.values():
         for move in group.tried:
             for guest in move.guests:
-                foretold = foretold_by(guest, text(guest, "transport") or move.transport)
-                known = foretold and isinstance(guest.get("report"), dict)
-                if known and (move.counts or move.converged() is False):
-                    found.append(Prediction(move, guest, foretold))
-    return found
+                yield move, guest, foretold_by(guest, text(guest, "transport") or move.transport)
+
+
+def predictions(study):
+    """Those of all moves that count, or that were given up at their time limit."""
+    return [Prediction(move, guest, foretold) for move, guest, foretold in foretold_moves(study)
+            if foretold and isinstance(guest.get("report"), dict) and (move.counts or move.converged() is False)]
+
+
+def unpredicted(study):
+    """{why: how many moves} of those of which nothing was foretold, and how many moves there are at all."""
+    reasons, tried = {}, 0
+    for move, guest, foretold in foretold_moves(study):
+        tried += 1
+        if foretold is None:
+            why = text(guest, "prediction_error") or text(move.document, "prediction_error") or "no reason is told"
+            why = " ".join(why.split())[:REASON]
+            reasons[why] = reasons.get(why, 0) + 1
+    return reasons, tried
 
 
 def spread_of_repeats(study):

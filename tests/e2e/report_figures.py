@@ -296,6 +296,25 @@ def few_repeats(context):
         expect("none was said" in world.text, "expected to be told that no move was said not to converge")
 
 
+def unforetold(context):
+    """What could not be foretold, and what was foretold wrongly, is told with its reason."""
+    def some(out):
+        document = alone(bare(repeats=5))(out)
+        maker = report_data.Maker(out)
+        for repeat in (6, 7):
+            maker.move("bare", "p", report_data.CONTENDERS[0], repeat, no_prediction=True)
+        path = out / "moves/bare/p/tcp/05.json"
+        move = json.loads(path.read_text())
+        move["report"]["switchover"]["forced"] = True
+        path.write_text(json.dumps(move))
+        return document
+
+    with World(some) as world:
+        for wanted in ("2 of 12 moves have no prediction", "<li>no answer (2)</li>",
+                       "1 of 10 were said to converge and did not"):
+            expect(wanted in world.text, f"expected the report to say '{wanted}'")
+
+
 def traces(context):
     with everything() as world:
         links = {unquote(attributes["href"]) for name, attributes in world.page.elements if name == "a"
@@ -482,7 +501,7 @@ def wrong_values(context):
 
 if __name__ == "__main__":
     run_cases(__doc__, {"medians": medians, "ratios": ratios, "papers": papers, "forecasts": forecasts,
-                        "few_repeats": few_repeats, "traces": traces,
+                        "few_repeats": few_repeats, "unforetold": unforetold, "traces": traces,
                         "escaping": escaping,
                         "one_table": one_table, "odd_folders": odd_folders, "damaged_files": damaged_files,
                         "wrong_values": wrong_values})
