@@ -227,6 +227,7 @@ class Run:
                 self.warm_up(session, scenario, cells)
                 self.note_ends(session)
                 self.passes(session, cells)
+                self.note_ends(session)
         said = session.machine.warning() if session.machine else None
         if said:
             self.warn(f"boot {session.boot['id']}: {said}")
@@ -246,10 +247,11 @@ class Run:
             raise Failure("nothing is left to compare: every contender was left out, see the warnings above")
 
     def note_ends(self, session):
-        """Facts of both hosts, from the warm-ups' reports also those of their devices."""
-        moves = [move for cell in self.cells for move in self.store.moves(cell).values()
-                 if move["boot"] == session.boot["id"] and move["report"] and not move["failed"]]
-        self.store.document["ends"] = [pair.facts_of(end, moves) for end in session.ends]
+        """Facts of both hosts, from the reports also those of their devices, added to what is known of them."""
+        moves = [{**move, "report": report} for cell in self.cells for move in self.store.moves(cell).values()
+                 if move["boot"] == session.boot["id"] and not move["failed"] for report in trial.reports_of(move)]
+        known = {end["host"]: end for end in self.store.document["ends"]}
+        self.store.document["ends"] = [{**known.get(str(end), {}), **pair.facts_of(end, moves)} for end in session.ends]
         self.store.save()
 
     # --- the order of moves
@@ -368,6 +370,6 @@ class Run:
 def summary(move):
     if move["failed"]:
         return f"FAILED: {move['failed'].splitlines()[0][:200]}"
-    reports = [part["report"] for part in move.get("guests") or [move]]
+    reports = trial.reports_of(move)
     return (f"{trial.total_seconds(move):.2f} s, downtime {max(report['downtime_ms'] for report in reports):.1f} ms, "
             f"{max(len(report['rounds']) for report in reports)} rounds")

@@ -226,6 +226,28 @@ def lost_hosts(context):
             raise Failure("expected hosts that die at every move that counts to end the comparison")
 
 
+def ends(context):
+    """Facts of devices come from the reports of several guests, too, and stay known when a later boot has none."""
+    reports = [[{"rdma": {"device": "rxe0"}}, {"rdma": None}], [{"rdma": None}]]
+    found = {}
+
+    def facts_of(end, moves):
+        found.update({"rdma": move["report"]["rdma"] for move in moves if move["report"]["rdma"]})
+        return {"host": str(end), **found}
+
+    with without_hosts(lambda *_: 1.0), a_run() as run:
+        pair.facts_of = facts_of
+        session = run.session([FakeEnd("a", {"alive": True}), FakeEnd("b", {"alive": True})], None)
+        for boot, said in enumerate(reports, 1):
+            session.boot["id"] = boot
+            move = {"boot": boot, "failed": None, "report": None, "guests": [{"report": report} for report in said]}
+            run.store.moves = lambda cell, move=move: {"01": move} if cell is run.cells[0] else {}
+            found.clear()
+            run.note_ends(session)
+            got = [end.get("rdma") for end in run.store.document["ends"]]
+            expect(got == [{"device": "rxe0"}] * 2, f"expected the devices of both ends after boot {boot}; got {got}")
+
+
 def only(context):
     with without_hosts(lambda *_: 1.0), a_run(only="500/*") as run:
         expect([cell.key for cell in run.cells] == ["500/one", "500/two"], f"got {[cell.key for cell in run.cells]}")
@@ -432,6 +454,6 @@ def usage(context):
                f"because '{wanted}'; got {done.returncode}: {done.stderr[-300:]}")
 
 
-run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "only": only,
-                    "shaping": shaping, "restoring": restoring, "counters": counters, "usage": usage,
+run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "ends": ends,
+                    "only": only, "shaping": shaping, "restoring": restoring, "counters": counters, "usage": usage,
                     "interrupted": interrupted, "going on": going_on})
