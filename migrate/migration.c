@@ -407,9 +407,8 @@ void migration_cancel(struct migration *m)
 
 void migration_get_status(struct migration *m, struct migration_status *out)
 {
-    uint64_t now = clock_now();
-
     pthread_mutex_lock(&m->lock);
+    uint64_t now = clock_now(); /* never before eta_at */
     *out = m->status;
     if (!out->finished)
         out->elapsed_ns = now - m->accepted_at;
