@@ -28,19 +28,24 @@ static const struct rehearsal_path *rehearsed_path(const struct migration *m)
     return rehearsal_path(r, m->options.destination.scheme);
 }
 
-/* Under the lock, from `elapsed_ns` on: until the source is free. */
-static void set_eta(struct migration *m, const struct prediction *p, uint64_t elapsed_ns)
+/* `end_ns`: when the source is free, from the accepted command on; UINT64_MAX: never. */
+static void set_eta(struct migration *m, uint64_t end_ns, uint64_t elapsed_ns)
 {
-    uint64_t end = p->total_ns.expected;
-
-    m->status.eta_ns = !p->converges ? UINT64_MAX : end > elapsed_ns ? end - elapsed_ns : NS_PER_MS;
+    pthread_mutex_lock(&m->lock);
+    m->status.eta_ns = end_ns == UINT64_MAX  ? UINT64_MAX
+                       : end_ns > elapsed_ns ? end_ns - elapsed_ns
+                                             : NS_PER_MS;
     m->eta_at = m->accepted_at + elapsed_ns;
+    pthread_mutex_unlock(&m->lock);
+}
+
+static uint64_t end_of(const struct prediction *p)
+{
+    return p->converges ? p->total_ns.expected : UINT64_MAX;
 }
 
 static void keep(struct migration *m, const struct prediction *p, enum prediction_basis basis)
 {
-    if (m->measurement.prediction.basis)
-        return;
     m->measurement.prediction.basis = basis;
     m->measurement.prediction.is = *p;
 }
@@ -64,9 +69,7 @@ void source_forecast(struct migration *m)
     keep(m, &p, PREDICTION_REHEARSED);
     m->measurement.prediction.age_ns =
         m->accepted_at > r->made_at ? m->accepted_at - r->made_at : 0;
-    pthread_mutex_lock(&m->lock);
-    set_eta(m, &p, clock_now() - m->accepted_at);
-    pthread_mutex_unlock(&m->lock);
+    set_eta(m, end_of(&p), clock_now() - m->accepted_at);
 }
 
 static struct path_profile measured_path(const struct migration *m, const struct policy_input *now)
@@ -83,20 +86,26 @@ static struct path_profile measured_path(const struct migration *m, const struct
     };
 }
 
-void source_refine(struct migration *m, const struct policy_input *now)
+/* Before the switchover without the guest's curve, which takes long to make and tells of rounds
+ * that will not be. */
+void source_refine(struct migration *m, const struct policy_input *now, bool last)
 {
     const struct rehearsal_path *rehearsed = rehearsed_path(m);
+    const struct dirty_profile *guest = rehearsed && !last ? &m->options.rehearsal->guest : NULL;
     struct path_profile path = rehearsed ? rehearsed->profile : measured_path(m, now);
-    struct round_measurement *round = &m->measurement.rounds[m->measurement.round_count - 1];
     struct prediction p;
+    uint64_t end_ns;
 
-    prediction_refine(rehearsed ? &m->options.rehearsal->guest : NULL, &path, &m->costs,
-                      &m->options.limits, now, &p);
-    round->predicted_total_ns = p.converges ? p.total_ns.expected : 0;
-    keep(m, &p, PREDICTION_FIRST_ROUND);
-    pthread_mutex_lock(&m->lock);
-    set_eta(m, &p, now->elapsed_ns);
-    pthread_mutex_unlock(&m->lock);
+    if (m->measurement.prediction.basis) {
+        end_ns = prediction_end(guest, &path, &m->costs, &m->options.limits, now);
+    } else {
+        prediction_refine(guest, &path, &m->costs, &m->options.limits, now, &p);
+        keep(m, &p, PREDICTION_FIRST_ROUND);
+        end_ns = end_of(&p);
+    }
+    m->measurement.rounds[m->measurement.round_count - 1].predicted_total_ns =
+        end_ns == UINT64_MAX ? 0 : end_ns;
+    set_eta(m, end_ns, now->elapsed_ns);
 }
 
 void source_learn(struct migration *m)

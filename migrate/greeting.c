@@ -285,6 +285,8 @@ int source_greet(struct migration *m, struct error *err)
     if (!result)
         result = describe_guest(m, err);
     if (!result)
+        source_forecast(m); /* while the destination starts, and nothing is tracked yet */
+    if (!result)
         result = await_accept(m, &lanes, err);
     if (!result)
         result = start_tracking(m, err);

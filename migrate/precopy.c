@@ -48,10 +48,12 @@ int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_bef
 
     if (!round)
         return error_set(err, ENOMEM, "no memory to note a round");
-    int result = paused ? 0 : source_collect(m, err);
+    int result = 0;
 
-    if (!paused)
-        cpu_watch_look(&m->cpu); /* lanes end with COMMIT, and nobody should look for them then */
+    if (!paused) { /* lanes end with COMMIT; what is written meanwhile is the collect's to find */
+        cpu_watch_look(&m->cpu);
+        result = source_collect(m, err);
+    }
     transport_stats(m->transport, &stats);
     *round = (struct round_measurement){
         .pages = counts->pages,
@@ -177,13 +179,12 @@ static void show_decision(struct migration *m, const struct policy_decision *dec
     m->status.predicted_downtime_ns = decision->predicted_downtime_ns;
     m->status.throttle = decision->throttle;
     pthread_mutex_unlock(&m->lock);
-    source_refine(m, input);
+    source_refine(m, input, decision->action == POLICY_SWITCH_OVER);
     source_say(m, "%s", decision->why);
 }
 
 int source_precopy(struct migration *m, struct error *err)
 {
-    source_forecast(m);
     source_set_phase(m, MIGRATION_PRECOPY);
     int result = prepare(m, err);
 

@@ -18,6 +18,8 @@ static const double least_bandwidth_spread = 0.02;
 enum {
     MOST_BANDWIDTH = 1000, /* times what there is: what needs more is beyond help */
     SEARCH_STEPS = 10,
+    RUN_ROUNDS = 1000,
+    SEARCH_ROUNDS = 200, /* of one run among many */
     MOST_THROTTLE = 99,
 };
 
@@ -102,6 +104,7 @@ static void say_intervals(const struct run_setting *setting, const struct run_re
 static bool ends_with_bandwidth(struct run_setting setting, double bandwidth)
 {
     setting.bandwidth = bandwidth;
+    setting.most_rounds = SEARCH_ROUNDS;
     struct run_result r = prediction_run(&setting);
     return r.end == RUN_SWITCHED_OVER;
 }
@@ -126,6 +129,7 @@ static uint64_t needed_bandwidth(const struct run_setting *setting)
 static bool ends_with_throttle(struct run_setting setting, unsigned percent)
 {
     setting.speed *= 1 - percent / 100.0;
+    setting.most_rounds = SEARCH_ROUNDS;
     struct run_result r = prediction_run(&setting);
     return r.end == RUN_SWITCHED_OVER;
 }
@@ -246,6 +250,7 @@ void prediction_make(const struct dirty_profile *guest, const struct path_profil
         .bandwidth = path_bandwidth(path, costs, max_bandwidth),
         .speed = 1,
         .look_ns = guest->collect_ns,
+        .most_rounds = RUN_ROUNDS,
     };
 
     setting.again = path_again(path, setting.bandwidth, max_bandwidth);
@@ -277,13 +282,17 @@ static double most_pages(const struct policy_input *now)
     return (double)most;
 }
 
-void prediction_refine(const struct dirty_profile *guest, const struct path_profile *path,
-                       const struct fixed_costs *costs, const struct policy_limits *limits,
-                       const struct policy_input *now, struct prediction *out)
+static struct run_setting refined(const struct dirty_profile *guest,
+                                  const struct path_profile *path, const struct fixed_costs *costs,
+                                  const struct policy_limits *limits,
+                                  const struct policy_input *now, struct dirty_curve *curve)
 {
-    struct dirty_curve curve;
-    struct run_setting setting = {
-        .curve = &curve,
+    if (guest && guest->window_count)
+        dirty_curve_make(guest, curve);
+    else
+        dirty_curve_make_steady(last_rate(path, now), most_pages(now), curve);
+    return (struct run_setting){
+        .curve = curve,
         .path = path,
         .costs = costs,
         .limits = limits,
@@ -291,12 +300,29 @@ void prediction_refine(const struct dirty_profile *guest, const struct path_prof
         .again = now->round_count == 1 ? path_again(path, 1, 0) : 1,
         .speed = 1,
         .look_ns = guest ? guest->collect_ns : 0,
+        .most_rounds = RUN_ROUNDS,
         .now = now,
     };
+}
 
-    if (guest && guest->window_count)
-        dirty_curve_make(guest, &curve);
-    else
-        dirty_curve_make_steady(last_rate(path, now), most_pages(now), &curve);
+void prediction_refine(const struct dirty_profile *guest, const struct path_profile *path,
+                       const struct fixed_costs *costs, const struct policy_limits *limits,
+                       const struct policy_input *now, struct prediction *out)
+{
+    struct dirty_curve curve;
+    struct run_setting setting = refined(guest, path, costs, limits, now, &curve);
+
     predict(&setting, out);
+}
+
+uint64_t prediction_end(const struct dirty_profile *guest, const struct path_profile *path,
+                        const struct fixed_costs *costs, const struct policy_limits *limits,
+                        const struct policy_input *now)
+{
+    struct dirty_curve curve;
+    struct run_setting setting = refined(guest, path, costs, limits, now, &curve);
+
+    struct run_result r = prediction_run(&setting);
+
+    return ends(&r) ? to_u64(r.total_ns) : UINT64_MAX;
 }

@@ -65,10 +65,14 @@ void prediction_make(const struct dirty_profile *guest, const struct path_profil
 
 /* At the end of a round, from what was measured so far (`now`, as the policy sees it: its
  * bandwidth, its rounds); times count from the accepted command. `guest` NULL: its curve is what
- * the last round shows. This is the ETA. */
+ * the last round shows. */
 void prediction_refine(const struct dirty_profile *guest, const struct path_profile *path,
                        const struct fixed_costs *costs, const struct policy_limits *limits,
                        const struct policy_input *now, struct prediction *out);
+/* The expected total of the same, and nothing else: a fraction of the work. UINT64_MAX: no end. */
+uint64_t prediction_end(const struct dirty_profile *guest, const struct path_profile *path,
+                        const struct fixed_costs *costs, const struct policy_limits *limits,
+                        const struct policy_input *now);
 
 /* {"converges", "total_ms", "total_low_ms", …}; times null when it does not converge. */
 cJSON *prediction_to_json(const struct prediction *p);

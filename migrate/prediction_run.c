@@ -16,7 +16,6 @@
 #include "transport/base/clock.h"
 
 enum {
-    RUN_ROUNDS = 1000,
     RUN_HISTORY = 64,
     STEADY_ROUNDS = 4, /* that differ by so little that the next will, too: */
     ASSUMED_STATE = 48 << 10,
@@ -276,7 +275,7 @@ struct run_result prediction_run(const struct run_setting *setting)
     r.elapsed_ns = r.bytes = 0;
     r.round_count = r.throttle = r.steady_rounds = 0;
     begin(&r);
-    for (unsigned i = 0; i < RUN_ROUNDS; i++) {
+    for (unsigned i = 0; i < setting->most_rounds; i++) {
         struct policy_decision d = policy_choose(&r.input, setting->limits);
 
         if (d.action == POLICY_SWITCH_OVER)

@@ -24,6 +24,7 @@ struct run_setting {
     double again;                     /* how many times as much after the first round */
     double speed;                     /* of the guest: 1 as it was seen */
     uint64_t look_ns;                 /* what a look at the tracker takes */
+    unsigned most_rounds;             /* what takes more is endless */
     const struct policy_input *now;   /* goes on from there; NULL: from the beginning */
 };
 

@@ -105,10 +105,11 @@ void source_note_totals(struct migration *m);
 
 /* Recalls what migrations like this one cost. Blocks on the file system. */
 void source_recall(struct migration *m, const struct guest_description *guest);
-/* Before the first round: the prediction, where a rehearsal came before. */
+/* Before tracking starts: the prediction, where a rehearsal came before. */
 void source_forecast(struct migration *m);
-/* After a round: the prediction anew, for the round's account and as the ETA. */
-void source_refine(struct migration *m, const struct policy_input *now);
+/* After a round: the ETA anew, for the round's account, too. `last`: the switchover is next, and
+ * what the guest writes meanwhile is paid for in downtime. */
+void source_refine(struct migration *m, const struct policy_input *now, bool last);
 /* Keeps what the completed migration cost. Blocks on the file system; a failure is logged only. */
 void source_learn(struct migration *m);
 

@@ -347,6 +347,9 @@ Test(prediction, goes_on_as_the_last_round_did)
         if (p.converges)
             expect_ms(c->name, p.total_ns.expected, (double)c->elapsed_ms + c->rest_ms,
                       c->tolerance_ms);
+        uint64_t end_ns = prediction_end(NULL, &path, &costs, &c->limits, &now);
+        cr_expect_eq(end_ns, p.converges ? p.total_ns.expected : UINT64_MAX,
+                     "%s: alone it ends after %.2f ms", c->name, (double)end_ns / 1e6);
     }
 }
 
