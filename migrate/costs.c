@@ -126,7 +126,9 @@ static void summarize(const struct cost_sample *samples, unsigned count, uint64_
     out->samples = count;
     out->bandwidth_ratio =
         ratios >= TRUSTED_SAMPLES ? (double)quantile(room, ratios, 0.5) / 1e6 : 1;
-    out->setup_ns = median(samples, count, offsetof(struct cost_sample, setup_ns), room);
+    out->setup_ns = count >= TRUSTED_SAMPLES
+                        ? median(samples, count, offsetof(struct cost_sample, setup_ns), room)
+                        : 0;
     out->finish_ns = median(samples, count, offsetof(struct cost_sample, finish_ns), room);
     unsigned n = sorted(samples, count, offsetof(struct cost_sample, downtime_ns), room);
     out->downtime_ns = quantile(room, n, 0.5);
@@ -135,10 +137,10 @@ static void summarize(const struct cost_sample *samples, unsigned count, uint64_
         out->downtime_spread_ns = out->downtime_ns / 4;
 }
 
-/* The very kind's samples; without one, those of the kinds that differ in the host only. */
-static unsigned gather(struct cost_book *book, const struct costs_key *key, struct cost_sample *out)
+/* The samples of one kind; with `very` NULL, of all that differ from `key` in the host only. */
+static unsigned gather(struct cost_book *book, const struct costs_key *key,
+                       const struct cost_kind *very, struct cost_sample *out)
 {
-    const struct cost_kind *very = find_kind(book, key);
     unsigned count = 0;
 
     for (unsigned i = 0; i < book->count; i++) {
@@ -163,9 +165,14 @@ void costs_recall(const struct costs_key *key, struct fixed_costs *out)
     if (!room)
         return;
     costs_file_read(&room->book);
-    unsigned count = gather(&room->book, key, room->samples);
+    const struct cost_kind *very = find_kind(&room->book, key);
+    unsigned count = gather(&room->book, key, very, room->samples);
     if (count)
         summarize(room->samples, count, room->values, out);
+    if (!very) { /* the way to this host is another */
+        out->setup_ns = 0;
+        out->bandwidth_ratio = 1;
+    }
     free(room);
 }
 

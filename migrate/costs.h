@@ -24,7 +24,8 @@ struct costs_key {
 
 struct costs_key costs_key_of(const struct guest_description *guest,
                               const struct migration_options *options);
-/* Medians of what is known for `key`; without the very kind, of those that differ in the host only;
+/* Medians of what is known for `key`, set-up and bandwidth only where several show them; without
+ * the very kind, what those cost that differ in the host only, but for what the path makes of it;
  * else built-in estimates with samples 0. Never fails. Blocks on the file system. */
 void costs_recall(const struct costs_key *key, struct fixed_costs *out);
 /* Adds a completed migration; others, and those that were verified or went through a filter, teach
