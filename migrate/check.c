@@ -152,7 +152,8 @@ int migration_check(struct guest *guest, const struct migration_options *options
     if (guest)
         result = preflight_present_bytes(guest, &c->bytes, err);
     if (!result)
-        result = inquiry_open(&options->destination, CHECK_MS, &report->refused, &c->inquiry, err);
+        result =
+            inquiry_open(&options->destination, CHECK_MS, -1, &report->refused, &c->inquiry, err);
     if (!result) {
         result = ask(c, err);
         inquiry_close(&c->inquiry);

@@ -13,16 +13,17 @@
 
 enum { PINGS = 8, PONG_MS = 50 };
 
-int inquiry_open(const struct address *destination, int timeout_ms, struct reasons *refused,
-                 struct inquiry *out, struct error *err)
+int inquiry_open(const struct address *destination, int timeout_ms, int cancel_fd,
+                 struct reasons *refused, struct inquiry *out, struct error *err)
 {
     *out = (struct inquiry){
         .deadline = clock_now() + (uint64_t)timeout_ms * NS_PER_MS,
+        .cancel_fd = cancel_fd,
         .refused = refused,
     };
     if (getrandom(out->token, sizeof(out->token), 0) != sizeof(out->token))
         return error_set_errno(err, errno, "making a session token failed");
-    out->socket = address_connect(destination, timeout_ms, -1, err);
+    out->socket = address_connect(destination, timeout_ms, cancel_fd, err);
     if (out->socket < 0)
         return error_prefix(err, "the destination cannot be reached");
     return 0;
@@ -32,7 +33,7 @@ int inquiry_open(const struct address *destination, int timeout_ms, struct reaso
 static int read_reply(struct inquiry *q, struct message *out, struct error *err)
 {
     for (;;) {
-        int result = exchange_read(q->socket, out, q->deadline, -1, err);
+        int result = exchange_read(q->socket, out, q->deadline, q->cancel_fd, err);
         if (result || (out->type != MESSAGE_PING && out->type != MESSAGE_PONG))
             return result;
         message_free(out);
@@ -147,12 +148,13 @@ int inquiry_probe(struct inquiry *q, const struct probe_message *wanted, struct 
 static int await_pong(struct inquiry *q, uint64_t sent_at, struct error *err)
 {
     uint64_t until = sent_at + PONG_MS * NS_PER_MS;
-    struct pollfd wait = {.fd = q->socket, .events = POLLIN};
+    struct pollfd wait[] = {{.fd = q->socket, .events = POLLIN},
+                            {.fd = q->cancel_fd, .events = POLLIN}};
 
-    while (poll(&wait, 1, clock_ms_until(until)) > 0) {
+    while (poll(wait, 2, clock_ms_until(until)) > 0) {
         struct pong pong = {0};
         struct message m;
-        int result = exchange_read(q->socket, &m, q->deadline, -1, err);
+        int result = exchange_read(q->socket, &m, q->deadline, q->cancel_fd, err);
         if (result)
             return result;
         if (m.type == MESSAGE_PONG)

@@ -9,14 +9,16 @@
 struct inquiry {
     int socket;
     uint64_t deadline;       /* clock_now */
+    int cancel_fd;           /* becomes readable: give up; -1: never */
     struct reasons *refused; /* the caller's: what the destination refuses, a line each */
     uint8_t token[TRANSPORT_TOKEN_SIZE];
     unsigned version; /* of the protocol, as the destination chose; after inquiry_greet */
 };
 
-/* Connects. -errno with a text; nothing is to be closed then. */
-int inquiry_open(const struct address *destination, int timeout_ms, struct reasons *refused,
-                 struct inquiry *out, struct error *err);
+/* Connects. -errno with a text; nothing is to be closed then. Once `cancel_fd` (or -1) becomes
+ * readable this and whatever is asked afterwards is -ECANCELED. */
+int inquiry_open(const struct address *destination, int timeout_ms, int cancel_fd,
+                 struct reasons *refused, struct inquiry *out, struct error *err);
 /* HELLO. 1: welcome; 0: refused, see the reasons; -errno. */
 int inquiry_greet(struct inquiry *q, const struct migration_options *options,
                   uint64_t present_bytes, struct error *err);

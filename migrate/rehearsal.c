@@ -41,6 +41,7 @@ static const char *const schemes[] = {"tcp", "rdma"};
 struct rehearsing {
     struct guest *guest;
     struct migration_options options; /* its scheme is that of the path being tried */
+    int cancel_fd;
     struct rehearsal *out;
     struct guest_description description;
     struct tracker *tracker;
@@ -54,23 +55,30 @@ static int guest_interrupted(void *rehearsing, struct error *err)
 {
     struct rehearsing *r = rehearsing;
 
-    if (!r->guest->ops->end_event)
+    int end_fd = r->guest->ops->end_event ? r->guest->ops->end_event(r->guest) : -1;
+    struct pollfd events[] = {{.fd = r->cancel_fd, .events = POLLIN},
+                              {.fd = end_fd, .events = POLLIN}};
+
+    if (poll(events, 2, 0) <= 0)
         return 0;
-    struct pollfd end = {.fd = r->guest->ops->end_event(r->guest), .events = POLLIN};
-    return poll(&end, 1, 0) > 0 ? error_set(err, ESRCH, "the guest has ended by itself") : 0;
+    if (events[1].revents)
+        return error_set(err, ESRCH, "the guest has ended by itself");
+    return error_set(err, ECANCELED, "the prediction was cancelled");
 }
 
 /* Any question will do: what is asked is whether a destination answers, before seconds are spent on
  * watching the guest. */
-static int reach(const struct address *destination, struct error *err)
+static int reach(const struct address *destination, int cancel_fd, struct error *err)
 {
     uint8_t token[TRANSPORT_TOKEN_SIZE];
     enum ownership_state state;
 
     if (getrandom(token, sizeof(token), 0) != sizeof(token))
         return error_set_errno(err, errno, "making a session token failed");
-    int result = exchange_ask(destination, token, REACH_MS, -1, &state, err);
-    return result ? error_prefix(err, "the destination cannot be reached") : 0;
+    int result = exchange_ask(destination, token, REACH_MS, cancel_fd, &state, err);
+    if (result && result != -ECANCELED)
+        error_prefix(err, "the destination cannot be reached");
+    return result;
 }
 
 static int start_tracking(struct rehearsing *r, struct error *err)
@@ -239,6 +247,7 @@ static int run_trial(struct rehearsing *r, const struct inquiry *q,
         .fences = FENCES,
         .before = before_sending,
         .after = after_sending,
+        .interrupted = guest_interrupted,
         .context = r,
     };
 
@@ -333,7 +342,7 @@ static int try_path(struct rehearsing *r, struct path_profile *path, struct erro
     struct found_message found = {0};
     struct inquiry q;
     uint64_t began = clock_now();
-    int result = inquiry_open(&r->options.destination, PATH_MS, &reasons, &q, err);
+    int result = inquiry_open(&r->options.destination, PATH_MS, r->cancel_fd, &reasons, &q, err);
 
     if (result)
         return result;
@@ -385,9 +394,8 @@ static void note_options(struct rehearsal *out, const struct migration_options *
 
 static int try_paths(struct rehearsing *r, const char *asked, bool only, struct error *err)
 {
-    int result = 0;
-
     rehearse_path(r, asked);
+    int result = guest_interrupted(r, err);
     for (unsigned i = 0; i < sizeof(schemes) / sizeof(*schemes) && !result && !only; i++) {
         if (strcmp(schemes[i], asked))
             rehearse_path(r, schemes[i]);
@@ -397,10 +405,11 @@ static int try_paths(struct rehearsing *r, const char *asked, bool only, struct 
 }
 
 int migration_rehearse(struct guest *guest, const struct migration_options *options,
-                       const struct rehearsal_wish *wish, struct rehearsal *out, struct error *err)
+                       const struct rehearsal_wish *wish, int cancel_fd, struct rehearsal *out,
+                       struct error *err)
 {
-    struct rehearsing r = {.guest = guest, .options = *options, .out = out};
-    int result = reach(&options->destination, err);
+    struct rehearsing r = {.guest = guest, .options = *options, .cancel_fd = cancel_fd, .out = out};
+    int result = reach(&options->destination, cancel_fd, err);
 
     note_options(out, options);
     if (!result)

@@ -10,7 +10,7 @@
 enum {
     REHEARSAL_MAX_PATHS = 4,
     REHEARSAL_BYTES = 256 << 20, /* at most, over each transport; what the destination gives room */
-    REHEARSAL_SAMPLE_MS = 2000, /* how long the guest is watched, unless told otherwise */
+    REHEARSAL_SAMPLE_MS = 2000,  /* how long the guest is watched, unless told otherwise */
 };
 
 /* One transport: what was found, or why it cannot be used. */
@@ -43,9 +43,11 @@ struct rehearsal_wish {
  * build has (options->filter wraps each). The guest must be free: nothing else may track it
  * meanwhile. Blocks for wish->sample_ns and a few seconds a transport.
  * -errno when the guest cannot be watched or the destination not be reached; a transport that does
- * not work is no error. Not for a thread that must not block. */
+ * not work is no error. -ECANCELED soon after `cancel_fd` (or -1) has become readable. Not for a
+ * thread that must not block. */
 int migration_rehearse(struct guest *guest, const struct migration_options *options,
-                       const struct rehearsal_wish *wish, struct rehearsal *out, struct error *err);
+                       const struct rehearsal_wish *wish, int cancel_fd, struct rehearsal *out,
+                       struct error *err);
 
 /* The path for `scheme`, or NULL when it was not tried or is not usable. */
 const struct rehearsal_path *rehearsal_path(const struct rehearsal *r, const char *scheme);

@@ -49,7 +49,10 @@ static int reap(struct trial *t, int timeout_ms, struct error *err)
             note_fence(t, done[i].fence);
     if (count < 0)
         return count;
-    return clock_now() >= t->deadline ? timed_out(t, err) : 0;
+    if (clock_now() >= t->deadline)
+        return timed_out(t, err);
+    bool idle = count == 0 && timeout_ms;
+    return idle && t->config->interrupted ? t->config->interrupted(t->config->context, err) : 0;
 }
 
 /* Neither fences nor pieces run out: what is left over goes into the last piece. */

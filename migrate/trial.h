@@ -23,6 +23,8 @@ struct trial_config {
      * -errno ends the trial. */
     int (*before)(void *context, struct error *err);
     int (*after)(void *context, struct error *err);
+    /* Asked again and again while it waits: -errno ends the trial. NULL: nobody. */
+    int (*interrupted)(void *context, struct error *err);
     void *context;
 };
 

@@ -1,4 +1,4 @@
-/* wander cancel: asks a migration to end. */
+/* wander cancel: asks a migration or a prediction to end. */
 #include <stdio.h>
 
 #include "tools/commands.h"
@@ -24,7 +24,7 @@ static int run(const struct cli_command *self, int argc, char **argv)
 const struct cli_command cancel_command = {
     .name = "cancel",
     .arguments = "GUEST",
-    .summary = "ask the migration of a guest to end; the guest runs on here",
+    .summary = "ask the migration or prediction of a guest to end; it runs on here",
     .details =
         "Answers at once; 'wander status GUEST' and 'wander migrate' tell when it has ended.\n",
     .min_arguments = 1,

@@ -26,6 +26,8 @@ int control_send(struct control_connection *connection, const struct control_req
  * -1) becoming readable first is -EINTR. */
 int control_receive(struct control_connection *connection, int timeout_ms, int other_fd,
                     cJSON **out, struct error *err);
+/* SIGINT and SIGTERM no longer end the process, but make this descriptor readable (signalfd(2)). */
+int control_catch_signals(void);
 /* One request, one answer. */
 int control_call(const char *guest, const struct control_request *request, int timeout_ms,
                  cJSON **out, struct error *err);

@@ -31,6 +31,7 @@ struct control_server {
     uv_pipe_t listener;
     uv_timer_t flush;
     control_handler_fn *handler;
+    control_gone_fn *gone;
     void *context;
     LIST_HEAD(, client) clients;
     unsigned client_count;
@@ -75,6 +76,7 @@ static void drop_client(struct client *client)
 {
     if (uv_is_closing((uv_handle_t *)&client->pipe))
         return;
+    client->server->gone(client->server->context, client->number);
     client->number = 0;
     LIST_REMOVE(client, entry);
     uv_close((uv_handle_t *)&client->pipe, on_client_close);
@@ -253,8 +255,9 @@ static int open_listener(struct control_server *server, int socket)
     return rc < 0 ? rc : uv_listen((uv_stream_t *)&server->listener, MAX_CLIENTS, on_connection);
 }
 
-int control_server_start(uv_loop_t *loop, int socket, control_handler_fn *handler, void *context,
-                         struct control_server **out, struct error *err)
+int control_server_start(uv_loop_t *loop, int socket, control_handler_fn *handler,
+                         control_gone_fn *gone, void *context, struct control_server **out,
+                         struct error *err)
 {
     struct control_server *server = calloc(1, sizeof(*server));
     int rc;
@@ -262,6 +265,7 @@ int control_server_start(uv_loop_t *loop, int socket, control_handler_fn *handle
     if (!server)
         return error_set(err, ENOMEM, "no memory for the control server");
     server->handler = handler;
+    server->gone = gone;
     server->context = context;
     LIST_INIT(&server->clients);
     uv_pipe_init(loop, &server->listener, 0);

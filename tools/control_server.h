@@ -13,11 +13,14 @@ struct control_server;
  * during the call. */
 typedef void control_handler_fn(void *context, uint64_t client,
                                 const struct control_request *request);
+/* The client with this number has hung up, or was dropped. */
+typedef void control_gone_fn(void *context, uint64_t client);
 
 /* Serves the listening `socket`: on success it is the server's. Peers of another user (SO_PEERCRED,
  * unix(7)) are turned away. Requests that are none get an error and reach no handler. */
-int control_server_start(uv_loop_t *loop, int socket, control_handler_fn *handler, void *context,
-                         struct control_server **out, struct error *err);
+int control_server_start(uv_loop_t *loop, int socket, control_handler_fn *handler,
+                         control_gone_fn *gone, void *context, struct control_server **out,
+                         struct error *err);
 /* Sends a line; takes `message`. Nothing happens when the client has gone; a client that does not
  * read its lines is dropped. */
 void control_server_send(struct control_server *server, uint64_t client, cJSON *message);

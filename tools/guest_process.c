@@ -237,8 +237,8 @@ static void adopt_claim(struct guest_process *p)
         p->claim.socket = -1;
     }
     uv_mutex_unlock(&p->mutex);
-    if (socket >= 0 &&
-        control_server_start(&p->loop, socket, guest_process_request, p, &p->server, &err) < 0)
+    if (socket >= 0 && control_server_start(&p->loop, socket, guest_process_request,
+                                            guest_process_gone, p, &p->server, &err) < 0)
         log_line(LOG_ERROR, "%s", err.text);
 }
 
@@ -259,6 +259,7 @@ void guest_process_end(struct guest_process *p, uint64_t client)
 {
     p->ending = true;
     p->quitter = client;
+    guest_process_cancel_prediction(p);
     guest_process_step(p);
 }
 

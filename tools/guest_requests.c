@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "tools/guest_state.h"
 
@@ -70,11 +72,26 @@ static bool guest_is_free(struct guest_process *p, uint64_t client)
     return true;
 }
 
+bool guest_process_cancel_prediction(struct guest_process *p)
+{
+    return p->job.cancel_fd >= 0 && eventfd_write(p->job.cancel_fd, 1) == 0;
+}
+
+/* Nobody is there any more to hear of the prediction. */
+void guest_process_gone(void *context, uint64_t client)
+{
+    struct guest_process *p = context;
+
+    if (p->job.client == client)
+        guest_process_cancel_prediction(p);
+}
+
 static void on_migration_changed(void *context)
 {
     uv_async_send(context);
 }
 
+/* A prediction gives way: its guest may have to leave at once. */
 static void handle_migrate(struct guest_process *p, uint64_t client,
                            const struct control_request *request)
 {
@@ -82,6 +99,7 @@ static void handle_migrate(struct guest_process *p, uint64_t client,
     struct migration_options options = request->migrate;
     struct error err = {0};
 
+    guest_process_cancel_prediction(p);
     if (!guest_is_free(p, client))
         return;
     options.rehearsal = p->rehearsed ? &p->rehearsal : NULL;
@@ -107,6 +125,10 @@ static void handle_cancel(struct guest_process *p, uint64_t client,
         reply_text(p, client,
                    "asked the session to give up; once the guest is prepared or runs here this has "
                    "no effect");
+        return;
+    }
+    if (guest_process_cancel_prediction(p)) {
+        reply_text(p, client, "asked the prediction to end; the guest runs on");
         return;
     }
     if (!p->migration) {
@@ -301,8 +323,8 @@ static void handle_check(struct guest_process *p, uint64_t client,
 
 static void run_predict(struct job *job)
 {
-    job->result =
-        migration_rehearse(job->guest, &job->options, &job->wish, &job->rehearsal, &job->err);
+    job->result = migration_rehearse(job->guest, &job->options, &job->wish, job->cancel_fd,
+                                     &job->rehearsal, &job->err);
     job->report = job->result < 0 ? NULL : rehearsal_to_json(&job->rehearsal);
 }
 
@@ -311,6 +333,8 @@ static void predict_done(struct guest_process *p, struct job *job)
     cJSON *json = job->report ? cJSON_Parse(job->report) : NULL;
 
     free(job->report);
+    close(job->cancel_fd);
+    job->cancel_fd = -1;
     if (job->result == 0) {
         p->rehearsal = job->rehearsal;
         p->rehearsed = true;
@@ -327,6 +351,11 @@ static void handle_predict(struct guest_process *p, uint64_t client,
 {
     if (!guest_is_free(p, client))
         return;
+    p->job.cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (p->job.cancel_fd < 0) {
+        control_server_error(p->server, client, "making an eventfd failed: %s", strerror(errno));
+        return;
+    }
     p->job.guest = p->guest;
     p->job.options = request->migrate;
     p->job.wish = request->rehearsal;

@@ -47,7 +47,7 @@ static struct guest_process *process_open(void)
 
     if (!p)
         return NULL;
-    p->events = p->once = p->lifeline_fd = -1;
+    p->events = p->once = p->lifeline_fd = p->job.cancel_fd = -1;
     if (uv_loop_init(&p->loop) < 0 || uv_mutex_init(&p->mutex) < 0) {
         free(p);
         return NULL;
@@ -93,8 +93,8 @@ int guest_process_new(struct name_claim *claim, guest_maker_fn *make, void *cont
     p->claim = *claim;
     p->claimed = true;
     p->claim.socket = -1;
-    if (control_server_start(&p->loop, claim->socket, guest_process_request, p, &p->server, &err) <
-        0) {
+    if (control_server_start(&p->loop, claim->socket, guest_process_request, guest_process_gone, p,
+                             &p->server, &err) < 0) {
         fprintf(stderr, "wander lab: %s\n", err.text);
         p->exit_code = 1;
         guest_process_stop(p);
@@ -144,8 +144,8 @@ int guest_process_attached(struct name_claim *claim, struct guest *guest, int li
     uv_timer_init(&p->loop, &p->patience);
     p->lifeline.data = p->patience.data = p;
     uv_poll_start(&p->lifeline, UV_DISCONNECT | UV_READABLE, on_lifeline);
-    if (control_server_start(&p->loop, claim->socket, guest_process_request, p, &p->server, &err) <
-        0) {
+    if (control_server_start(&p->loop, claim->socket, guest_process_request, guest_process_gone, p,
+                             &p->server, &err) < 0) {
         log_line(LOG_ERROR, "%s", err.text);
         guest->ops->detach(guest);
         p->exit_code = 1;

@@ -32,6 +32,7 @@ struct job {
     struct check_report check;
     struct rehearsal_wish wish;
     struct rehearsal rehearsal;
+    int cancel_fd; /* of the prediction under way: readable once it is to end; else -1 */
     uint64_t client;
 };
 
@@ -116,8 +117,12 @@ void guest_process_end(struct guest_process *p, uint64_t client);
 /* The guest that runs or ran here, for calls that any thread may make; NULL when there is none. */
 struct guest *guest_process_guest(struct guest_process *p);
 
-/* The request handler of the control server; `context` is the process. */
+/* Asks the prediction under way to end, soon; false when there is none. */
+bool guest_process_cancel_prediction(struct guest_process *p);
+
+/* What the control server calls; `context` is the process. */
 void guest_process_request(void *context, uint64_t client, const struct control_request *request);
+void guest_process_gone(void *context, uint64_t client);
 
 /* The answer to "status", and to "workload" (NULL when the guest keeps no account). */
 cJSON *guest_process_status(struct guest_process *p);

@@ -2,7 +2,6 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -245,24 +244,13 @@ static int begin(struct viewer *v, const struct control_request *request, cJSON 
     }
 }
 
-static int catch_signals(void)
-{
-    sigset_t set;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
 static int move(struct viewer *v, const struct control_request *request, struct atomic_file *json)
 {
     struct error err = {0};
     cJSON *first = NULL, *last = NULL;
     int code;
 
-    v->signals = catch_signals();
+    v->signals = control_catch_signals();
     if (begin(v, request, &first, &err) < 0)
         return cli_fail(v->command, EXIT_CODE_FAILED, "%s", err.text);
     if (cJSON_HasObjectItem(first, "exit_code")) {

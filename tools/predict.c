@@ -47,6 +47,7 @@ struct question {
     const struct control_request *request;
     struct control_connection connection;
     uint64_t asked_at;
+    int signals;
     bool terminal, told_trial;
 };
 
@@ -89,11 +90,13 @@ static int await_answer(struct question *q, cJSON **answer, struct error *err)
     for (;;) {
         show_progress(q);
         error_clear(err);
-        result = control_receive(&q->connection, TICK_MS, -1, answer, err);
+        result = control_receive(&q->connection, TICK_MS, q->signals, answer, err);
         if (result != -ETIMEDOUT || clock_now() >= deadline)
             break;
     }
     clear_progress(q);
+    if (result == -EINTR)
+        return error_set(err, ECANCELED, "interrupted: the prediction ends; the guest runs on");
     return result;
 }
 
@@ -141,6 +144,7 @@ static int predict(const struct cli_command *self, struct question *q, struct at
     cJSON *answer;
     int code;
 
+    q->signals = control_catch_signals();
     if (control_open(q->guest, &q->connection, &err) < 0)
         return cli_fail(self, err.code == ENOENT ? EXIT_CODE_USAGE : EXIT_CODE_FAILED, "%s",
                         err.text);
@@ -208,7 +212,8 @@ const struct cli_command predict_command = {
     .summary = "tell beforehand what moving a guest there would take, over each transport",
     .details =
         "Watches the running guest and sends a sample of its memory to the destination, which\n"
-        "throws it away; the guest runs on. GUEST is a name, or qmp:PATH, as for wander migrate.\n"
+        "throws it away; the guest runs on. Ctrl-C ends it, and so do wander cancel\n"
+        "and wander migrate. GUEST is a name, or qmp:PATH, as for wander migrate.\n"
         "Exit codes: 0 it converges over the transport that URI names; 1 it does not, or that\n"
         "transport cannot be used, or the prediction failed; 2 usage.\n",
     .min_arguments = 2,

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """`wander predict` foretells a move and leaves the guest as it was: it writes on, its self-check is clean, it can be asked
-again and moved at once; also when the destination or the one who asked is killed meanwhile. What is foretold is plausible,
-and close to what a move over a link of known rate takes."""
+again and moved at once; also when the destination or the one who asked is killed meanwhile, or it is cancelled. What is
+foretold is plausible, and close to what a move over a link of known rate takes."""
 
 import json
 import os
@@ -179,22 +179,57 @@ def destination_killed(context):
         expect_moves(here, there, uri)
 
 
+def long_watch(here, uri):
+    """A prediction under way that takes longer than anybody here waits."""
+    asking = here.start(Process, ["predict", GUEST, uri, "--sample", "60s"])
+    time.sleep(0.4)
+    expect(asking.running(), f"expected a prediction under way; it said {asking.output()}")
+    return asking
+
+
+def expect_given_up(asking, mentions):
+    code = asking.wait(20)
+    expect(code == EXIT_FAILED and mentions in asking.output(),
+           f"expected the prediction to fail and to say '{mentions}'; it exited with {code} and said {asking.output()}")
+
+
 def asker_killed(context):
-    """The guest's process goes on with the rehearsal and is free again soon; a move waits for that."""
+    """Nobody is left to hear of it: the guest is free again at once."""
     with World() as world:
         here, there = world.host("a"), world.host("b")
         uri = there.receive().uri
         here.lab(workload=HOT, accel=context.accel)
-        asking = here.start(Process, ["predict", GUEST, uri, "--sample", "1s"])
-        time.sleep(0.4)
+        asking = long_watch(here, uri)
         asking.signal(signal.SIGKILL)
         asking.wait(10)
         expect_complete(asked(here, uri)[0], 40)
-        other = here.start(Process, ["predict", GUEST, uri, "--sample", "1s"])
-        time.sleep(0.4)
+
+
+def cancelled(context):
+    """By Ctrl-C, wander cancel while it watches and while it sends, wander migrate, wander quit."""
+    with World() as world:
+        here, there = world.host("a"), world.host("b")
+        uri = there.receive().uri
+        here.lab(workload=HOT, accel=context.accel)
+        asking = long_watch(here, uri)
+        asking.signal(signal.SIGINT)
+        expect_given_up(asking, "interrupted")
+        expect_complete(asked(here, uri)[0], 40)
+        asking = long_watch(here, uri)
+        here.must("cancel", GUEST)
+        expect_given_up(asking, "was cancelled")
+        asking = here.start(Process, ["predict", GUEST, uri, "--sample", "100ms", "--filter", "rate=64K"])
+        wait_until(lambda: "sending" in asking.output(), 20, "the prediction to send")
+        here.must("cancel", GUEST)
+        expect_given_up(asking, "was cancelled")
+        expect_unharmed(here)
+        asking = long_watch(here, uri)
         expect_moves(here, there, uri)
-        expect("bandwidth" in other.output() or other.wait(10) == EXIT_MIGRATED,
-               f"expected the prediction under way to be told; it said {other.output()}")
+        expect_given_up(asking, "was cancelled")
+        back = here.receive().uri
+        asking = long_watch(there, back)
+        there.must("quit", GUEST)
+        expect_given_up(asking, "was cancelled")
 
 
 def close_to_the_truth(context):
@@ -222,5 +257,6 @@ run_cases(__doc__, {
     "broken lanes": broken_lanes,
     "destination killed": destination_killed,
     "asker killed": asker_killed,
+    "cancelled": cancelled,
     "close to the truth": in_some_try(close_to_the_truth),
 })

@@ -21,9 +21,17 @@ struct fixture {
     struct name_claim claim;
     struct control_server *server;
     pthread_t thread;
+    unsigned gone; /* a bit for each client that is */
 };
 
 static char big[100000];
+
+static void on_gone(void *context, uint64_t client)
+{
+    struct fixture *f = context;
+
+    f->gone |= 1u << client;
+}
 
 static void answer(void *context, uint64_t client, const struct control_request *request)
 {
@@ -58,8 +66,9 @@ static void start(struct fixture *f)
     setenv("WANDER_RUNTIME_DIR", f->directory, 1);
     cr_assert_eq(name_claim("guest", &f->claim, &err), 0, "%s", err.text);
     uv_loop_init(&f->loop);
-    cr_assert_eq(control_server_start(&f->loop, f->claim.socket, answer, f, &f->server, &err), 0,
-                 "%s", err.text);
+    cr_assert_eq(
+        control_server_start(&f->loop, f->claim.socket, answer, on_gone, f, &f->server, &err), 0,
+        "%s", err.text);
     f->claim.socket = -1;
     cr_assert_eq(pthread_create(&f->thread, NULL, serve, f), 0);
 }
@@ -129,6 +138,18 @@ Test(control_server, answers_bad_lines_and_goes_on, .timeout = 60)
     free(longest);
 }
 
+static void expect_first_behind(bool behind)
+{
+    struct control_request request = {.command = CONTROL_STATUS};
+    struct error err = {0};
+    cJSON *reply = NULL;
+
+    cr_assert_eq(control_call("guest", &request, 5000, &reply, &err), 0, "%s", err.text);
+    cr_expect_eq(cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "first_is_behind")), behind,
+                 "expected the first client %s", behind ? "to be behind" : "to have read all");
+    cJSON_Delete(reply);
+}
+
 Test(control_server, two_clients_get_their_own_answers, .timeout = 60)
 {
     struct control_request request = {.command = CONTROL_STATUS};
@@ -148,8 +169,10 @@ Test(control_server, two_clients_get_their_own_answers, .timeout = 60)
                          "client %d was taken for another", i);
             cJSON_Delete(reply);
         }
-    for (int i = 0; i < 2; i++)
-        control_close(&c[i]);
+    control_close(&c[1]);
+    expect_first_behind(false); /* client 3, who is served after the end of 2 is seen */
+    cr_expect_eq(f.gone, 1u << 2, "expected to hear that client 2 has gone, got %#x", f.gone);
+    control_close(&c[0]);
     finish(&f);
 }
 
@@ -175,18 +198,6 @@ Test(control_server, drops_a_client_that_does_not_read, .timeout = 60)
     cr_expect_eq(err.code, ECONNRESET, "expected the connection to be closed, got: %s", err.text);
     control_close(&c);
     finish(&f);
-}
-
-static void expect_first_behind(bool behind)
-{
-    struct control_request request = {.command = CONTROL_STATUS};
-    struct error err = {0};
-    cJSON *reply = NULL;
-
-    cr_assert_eq(control_call("guest", &request, 5000, &reply, &err), 0, "%s", err.text);
-    cr_expect_eq(cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "first_is_behind")), behind,
-                 "expected the first client %s", behind ? "to be behind" : "to have read all");
-    cJSON_Delete(reply);
 }
 
 Test(control_server, knows_who_is_behind, .timeout = 60)

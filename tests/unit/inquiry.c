@@ -131,7 +131,7 @@ Test(inquiry, an_answer_that_was_not_asked_for_is_refused)
         s.version = cases[i].version;
         s.found = (struct found_message){.lane_port = cases[i].port, .room = cases[i].room};
         pthread_create(&thread, NULL, play_pretender, &s);
-        cr_assert_eq(inquiry_open(&s.options.destination, 5000, &refused, &q, &err), 0, "%s",
+        cr_assert_eq(inquiry_open(&s.options.destination, 5000, -1, &refused, &q, &err), 0, "%s",
                      err.text);
         cr_assert_eq(inquiry_greet(&q, &s.options, 0, &err), 1, "%s", err.text);
         int result = inquiry_probe(&q, &wanted, &found, &err);
@@ -184,7 +184,7 @@ Test(inquiry, pings_without_an_answer_are_sent_anew)
     pthread_t thread;
 
     pthread_create(&thread, NULL, play_busy_pretender, &s);
-    cr_assert_eq(inquiry_open(&s.options.destination, 20000, &refused, &q, &err), 0, "%s",
+    cr_assert_eq(inquiry_open(&s.options.destination, 20000, -1, &refused, &q, &err), 0, "%s",
                  err.text);
     cr_assert_eq(inquiry_greet(&q, &s.options, 0, &err), 1, "%s", err.text);
     cr_expect_eq(inquiry_round_trip(&q, &ns, &err), 0, "%s", err.text);
@@ -271,7 +271,7 @@ Test(inquiry, a_destination_gives_no_more_room_than_it_wants_and_takes_what_is_s
         pthread_t thread;
 
         pthread_create(&thread, NULL, play_destination, &s);
-        cr_assert_eq(inquiry_open(&s.options.destination, 20000, &refused, &q, &err), 0, "%s",
+        cr_assert_eq(inquiry_open(&s.options.destination, 20000, -1, &refused, &q, &err), 0, "%s",
                      err.text);
         cr_assert_eq(inquiry_greet(&q, &s.options, 0, &err), 1, "%s", err.text);
         cr_assert_eq(inquiry_round_trip(&q, &round_trip, &err), 0, "%s", err.text);
@@ -297,7 +297,8 @@ Test(inquiry, a_destination_that_was_sent_nonsense_says_so)
     pthread_t thread;
 
     pthread_create(&thread, NULL, play_destination, &s);
-    cr_assert_eq(inquiry_open(&s.options.destination, 5000, &refused, &q, &err), 0, "%s", err.text);
+    cr_assert_eq(inquiry_open(&s.options.destination, 5000, -1, &refused, &q, &err), 0, "%s",
+                 err.text);
     cr_assert_eq(inquiry_greet(&q, &s.options, 0, &err), 1, "%s", err.text);
     exchange_write(q.socket, MESSAGE_PROBE, "half a probe", 12, q.deadline, &err);
     do
