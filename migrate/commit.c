@@ -276,6 +276,7 @@ static enum verdict find_out(struct migration *m, struct error *err)
     uint64_t until = clock_now() + DOUBT_AFTER_MS * NS_PER_MS;
     enum verdict verdict;
 
+    m->asked_again = true;
     source_say(m, "the connection broke after COMMIT: asking the destination anew");
     for (;;) {
         verdict = try_again(m, MESSAGE_COMMIT, err);

@@ -113,6 +113,8 @@ void source_learn(struct migration *m)
     const struct rehearsal_path *path = rehearsed_path(m);
     struct error err = {0};
 
+    if (m->asked_again) /* the downtime is that of asking */
+        return;
     if (costs_learn(&m->costs_key, &m->measurement, path ? &path->profile : NULL, &err))
         log_line(LOG_INFO, "what this migration cost is not kept for predictions: %s", err.text);
 }

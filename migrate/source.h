@@ -69,6 +69,7 @@ struct migration {
     struct guest_state state;
     bool guest_prepared;      /* there may be something to restore */
     bool guest_paused;        /* by us */
+    bool asked_again;         /* what became of COMMIT did not come by itself */
     bool destination_settled; /* it has given the guest up and said so */
     struct measurement measurement;
     struct policy_round history[SOURCE_HISTORY];

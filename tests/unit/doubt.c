@@ -279,12 +279,22 @@ static const struct script comes_back = {
 static const struct script says_aborted_again = {
     .answer = OWNERSHIP_PREPARED, .takes_back = true, .second_reply = MESSAGE_ABORTED};
 
+static void expect_learnt(const struct stage *s, bool learnt)
+{
+    char path[128];
+
+    snprintf(path, sizeof(path), "%s/wander/costs.json", s->folder);
+    cr_expect_eq(access(path, F_OK) == 0, learnt, "expected %s to be learnt for predictions",
+                 learnt ? "it" : "nothing");
+}
+
 static void one_act(const struct script *script, int code, bool paused)
 {
     struct stage s;
 
     raise_curtain(&s, script);
     expect_end(&s, code, paused);
+    expect_learnt(&s, script->reply == MESSAGE_RUNNING);
     drop_curtain(&s);
 }
 
@@ -316,6 +326,7 @@ Test(doubt, commit_is_said_again_on_a_new_epoch, .timeout = 60)
     expect_end(&s, 0, true);
     cr_expect_eq(s.commits, 2, "COMMIT was said %u times", s.commits);
     cr_expect_eq(s.reconnect_epoch, 2, "came back in epoch %u", s.reconnect_epoch);
+    expect_learnt(&s, false);
     drop_curtain(&s);
 }
 
