@@ -32,7 +32,8 @@ def prediction_section(study):
     drawings = [figure(charts.prediction_chart(found, key, transports), name, "every migration; the band is ±15 %")
                 for key, name in NAMES.items()]
     return section(*head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
-                 *left_out(study, found), el("div", *drawings, class_="plots"), goals_table(found, spread_of_repeats(study)),
+                 *left_out(study, found), el("div", *drawings, class_="plots"),
+                 goals_table(found, spread_of_repeats(study)),
                  convergence_table(found),
                  folded(f"All {len(found)} predictions", prediction_table(found)))
 

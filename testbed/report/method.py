@@ -16,15 +16,19 @@ nothing is concluded. Whether two medians' own intervals overlap is not asked: t
 OTHERS = (
     """Outliers lie more than 5 robust standard deviations (median absolute deviation × 1.48) from the median. They
 are marked, and kept in every figure.""",
-    """CPU: of the whole hosts, from /proc/stat, per GiB of guest memory sent; much of soft-RoCE's work is charged to
-no process. Softirq counts as interrupts.""",
+    """CPU of a whole host: /proc/stat's user, system and interrupts (softirq too) from just before the move's command
+to its end, the guest's own computing and the start of processes included; much of soft-RoCE's work is charged to no
+process. As the machine under it counts: what a virtual host's own process took meanwhile.""",
+    """CPU, wander's own: its engine, lanes and the rest of its process at both ends, without the guest's threads.""",
+    """Per GiB means per GiB of guest memory sent, pages that were sent again included: what sends more looks cheaper by
+it, and a guest of a few MiB dear, for the fixed part is divided by little.""",
     """Goodput is guest bytes per second over the rounds with the guest running; its share is of what the named tool
 reached on the same link in the same boot.""",
     """A run that was ended by force at its time limit did move, and counts; one that was given up did not: it is shown
 as ×, and no ratio is made at its point.""",
-    """Predictions are wander predict's, made just before each measured move. It rehearses: part of the guest's memory goes
-to the destination and is thrown away, so every measured move comes after one. What it knows of costs was learnt from
-earlier moves of the same run; the first have none to learn from.""",
+    """Predictions are wander predict's, made just before each measured move. It rehearses: part of the guest's memory
+goes to the destination and is thrown away, so every measured move comes after one. What it knows of costs was learnt
+from earlier moves of the same run; the first have none to learn from.""",
     "Several guests at once: total time until the last is there, the worst downtime, all bytes.",
     """What is made of one run only, such as the parts of a downtime, is made of the run in the middle: its parts add
 up, and its file can be looked at.""",

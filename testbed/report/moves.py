@@ -8,7 +8,8 @@ from comparison import CPU_KINDS, GIB, MIB, TITLES
 from hosts import Failure
 
 PARTS = ("pause", "final_copy", "verify", "state_save", "state_transfer", "state_load", "resume")
-ROLES = ("guest", "engine", "lanes", "other")
+OWN = ("engine", "lanes", "other")
+ROLES = ("guest", *OWN)
 SIDES = ("source", "destination")
 LIMITS = ("iperf3", "ib_send_bw -e", "ib_write_bw")
 BEYOND = 1e18
@@ -140,7 +141,9 @@ def worst_report(move):
 
 
 def cpu_figures(move, gib):
-    """CPU seconds per GiB of guest memory sent: of whole hosts by kind, and of wander by role."""
+    """CPU seconds per GiB of guest memory sent: of whole hosts by kind, and of wander by role; its own leaves out the
+    guest's. On one machine nobody can tell which end the rest belongs to."""
+    one_machine = bool(move.document.get("one_machine"))
     found = {}
     for side in SIDES:
         kinds = {kind: number(move.document, "host_cpu", side, kind) for kind in CPU_KINDS}
@@ -149,11 +152,13 @@ def cpu_figures(move, gib):
         found[f"{side}_host_cpu"] = ratio(host, gib)
         found |= {f"{side}_{kind}_cpu": ratio(value, gib) for kind, value in kinds.items()}
         found |= {f"{side}_{role}_cpu": ratio(value, gib) for role, value in roles.items()}
+        found[f"{side}_own_cpu"] = ratio(total(roles[role] for role in OWN), gib)
+        found[f"{side}_machine_cpu"] = ratio(number(move.document, "host_cpu", side, "machine"), gib)
         known = total(roles.values())
-        rest = max(0.0, host - known) if host is not None and known is not None else None
+        rest = max(0.0, host - known) if None not in (host, known) and not one_machine else None
         found[f"{side}_rest_cpu"] = ratio(rest, gib)
-    both = SIDES[:1] if move.document.get("one_machine") else SIDES
-    found["both_hosts_cpu"] = total(found[f"{side}_host_cpu"] for side in both)
+    found["both_hosts_cpu"] = total(found[f"{side}_host_cpu"] for side in (SIDES[:1] if one_machine else SIDES))
+    found["both_own_cpu"] = total(found[f"{side}_own_cpu"] for side in SIDES)
     return found
 
 
@@ -173,7 +178,10 @@ FIGURES = {
     **{f"share_{limit}": f"goodput, share of {limit}" for limit in LIMITS},
     **{f"{side}_{kind}_cpu": f"CPU {side} host, {kind}, s/GiB" for side in SIDES for kind in CPU_KINDS},
     **{f"{side}_{role}_cpu": f"CPU {side} wander, {role}, s/GiB" for side in SIDES for role in ROLES},
-    **{f"{side}_rest_cpu": f"CPU {side} host, all but wander, s/GiB" for side in SIDES},
+    **{f"{side}_rest_cpu": f"CPU {side} host, all but wander and guest, s/GiB" for side in SIDES},
+    **{f"{side}_machine_cpu": f"CPU {side} host, as the machine under it counts, s/GiB" for side in SIDES},
+    **{f"{side}_own_cpu": f"CPU {side} wander's own, without the guest, s/GiB" for side in SIDES},
+    "both_own_cpu": "CPU wander's own at both ends, without the guest, s/GiB",
     "work_during": "guest's speed during the move, share of before",
     "work_after": "guest's speed after the move, share of before",
 }

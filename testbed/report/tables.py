@@ -11,17 +11,19 @@ from .moves import FIGURES, LIMITS, PARTS, ROLES, SIDES
 from .study import address, difference
 from .svg import shown, times
 
-MAIN = ("total_s", "downtime_ms", "rounds", "guest_mib", "goodput_mib_s", "both_hosts_cpu", "work_during")
+MAIN = ("total_s", "downtime_ms", "rounds", "guest_mib", "goodput_mib_s", "both_hosts_cpu", "both_own_cpu",
+        "work_during")
 GROUPS = (
     ("times", ("total_s", "setup_ms", "downtime_ms", "guest_gap_ms", *(f"downtime_{part}_ms" for part in PARTS))),
     ("bytes", ("rounds", "guest_mib", "wire_mib", "goodput_mib_s", *(f"share_{limit}" for limit in LIMITS))),
-    ("CPU of whole hosts", ("both_hosts_cpu", *(f"{side}_{kind}_cpu" for side in SIDES
-                                                for kind in ("host", *CPU_KINDS)))),
-    ("CPU of wander", tuple(f"{side}_{role}_cpu" for side in SIDES for role in ("process", *ROLES, "rest"))),
+    ("CPU", ("both_hosts_cpu", "both_own_cpu")),
+    ("CPU of whole hosts", tuple(f"{side}_{kind}_cpu" for side in SIDES
+                                 for kind in ("host", *CPU_KINDS, "machine"))),
+    ("CPU of wander", tuple(f"{side}_{role}_cpu" for side in SIDES for role in ("process", "own", *ROLES, "rest"))),
     ("guest", ("work_during", "work_after")),
 )
-COMPARED = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu", "source_host_cpu", "destination_host_cpu",
-            "work_during")
+COMPARED = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu", "both_own_cpu", "source_host_cpu",
+            "destination_host_cpu", "work_during")
 
 
 def table(head, rows, caption=None, words=()):

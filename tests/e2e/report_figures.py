@@ -2,6 +2,7 @@
 """The report of a comparison: its figures recomputed from the raw files by code of its own, every trace followed, text
 from files never taken for markup, and a report from whatever is or is not there."""
 
+import collections
 import contextlib
 import copy
 import csv
@@ -9,6 +10,7 @@ import functools
 import html.parser
 import json
 import math
+import random
 import statistics
 import tempfile
 from pathlib import Path
@@ -23,6 +25,8 @@ import report_data
 assert hasattr(report, "write"), "this is not testbed/report"
 VOID = {"meta", "br"}
 GIB, MIB = 1 << 30, 1 << 20
+DRAWS = 20000
+STUDENT = {5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201}  # 97.5 %, by degrees of freedom
 
 
 class Page(html.parser.HTMLParser):
@@ -116,6 +120,10 @@ def raw_cpu(move, side):
     return (spent["user"] + spent["system"] + spent["interrupts"]) / raw_gib(move)
 
 
+def raw_role(move, side, role):
+    return sum(one["cpu"][side][f"{role}_s"] for one in raw_reports(move)) / raw_gib(move)
+
+
 def raw_during(move):
     works = [guest["work"] for guest in move.get("guests", [move])]
     before, during = (sum(work[f"{when}_pages_per_s"] or 0 for work in works) for when in ("before", "during"))
@@ -131,7 +139,10 @@ RAW = {
     "both_hosts_cpu": lambda move: raw_cpu(move, "source") + raw_cpu(move, "destination"),
     "source_host_cpu": lambda move: raw_cpu(move, "source"),
     "destination_interrupts_cpu": lambda move: move["host_cpu"]["destination"]["interrupts"] / raw_gib(move),
-    "source_lanes_cpu": lambda move: sum(one["cpu"]["source"]["lanes_s"] for one in raw_reports(move)) / raw_gib(move),
+    "both_own_cpu": lambda move: sum(raw_role(move, side, role) for role in ("engine", "lanes", "other")
+                                     for side in ("source", "destination")),
+    "source_machine_cpu": lambda move: move["host_cpu"]["source"]["machine"] / raw_gib(move),
+    "source_lanes_cpu": lambda move: raw_role(move, "source", "lanes"),
     "work_during": raw_during,
     "share_iperf3": lambda move: raw_goodput(move) / 85e6,
 }
@@ -164,13 +175,37 @@ def medians(context):
             near(what, float(figure["data-value"]), statistics.median(values))
             if "data-low" in figure:
                 low, high = float(figure["data-low"]), float(figure["data-high"])
-                expect(min(values) <= low <= statistics.median(values) <= high <= max(values),
-                       f"expected the interval of {what} to lie around it; got {low} to {high}")
+                check_interval(what, values, low, high)
         for figure in world.page.figures:
             if figure["data-stat"] == "count":
                 near(f"the runs of {figure['data-key']}", float(figure["data-value"]),
                      len(world.moves(figure["data-key"])))
         check_text(found)
+
+
+@functools.cache
+def drawn_medians(count):
+    """[(place, share)] of resampled medians of 0, 1, 2 …: what a bootstrap draws of so many values."""
+    chance = random.Random(count)
+    drawn = collections.Counter(statistics.median(chance.choices(range(count), k=count)) for _ in range(DRAWS))
+    return [(place, many / DRAWS) for place, many in drawn.items()]
+
+
+def check_interval(what, values, low, high):
+    """Of few values their range, else where the bootstrap distribution has its expanded tails."""
+    ordered, count = sorted(values), len(values)
+    if count < 6:
+        near(f"the lower end of {what}", low, ordered[0])
+        near(f"the upper end of {what}", high, ordered[-1])
+        return
+    tail = statistics.NormalDist().cdf(-STUDENT[count - 1] * math.sqrt(count / (count - 1)))
+    medians = [((ordered[int(place)] + ordered[math.ceil(place)]) / 2, share) for place, share in drawn_medians(count)]
+    for end, sign in ((low, 1), (high, -1)):
+        room = sign * abs(end) * 1e-9
+        beyond, reached = (sum(share for one, share in medians if sign * (one - edge) < 0)
+                           for edge in (end - room, end + room))
+        expect(beyond <= tail + 0.002 and reached >= tail - 0.002, f"expected a share of {tail:.4f} of the resampled "
+               f"medians beyond {end!r}, an end of the interval of {what}; got {beyond:.4f} to {reached:.4f}")
 
 
 def check_text(found):
