@@ -336,11 +336,8 @@ class Run:
         began, made, session.moving = time.monotonic(), now(), cell
         options = cell.options() + (["--verify"] if warm_up and "--verify" not in cell.options() else [])
         plan = trial.Plan(settings, cell.contender["transport"], options, self.accel_of(session, settings["accel"]),
-                          self.options.predict)
-        try:
-            result = trial.run(source, destination, plan, not warm_up)
-        except Failure as failure:
-            result = {**trial.NOTHING, "failed": str(failure)}
+                          self.options.predict, self.options.move_seconds)
+        result = trial.run(source, destination, plan, not warm_up)
         if result["failed"] and not session.answer():
             raise Failure(f"{what}: {result['failed']}")
         move = {"schema": 1, "scenario": cell.scenario, "point": cell.point["id"], "contender": cell.contender["name"],

@@ -32,11 +32,11 @@ def tcp(source, destination, streams):
                                seconds=SECONDS, check=False)
         try:
             said = json.loads(done.stdout)
-        except ValueError:
-            raise Failure(f"expected iperf3 on {source} to print JSON; it said: {done.stdout[-300:]}"
+            expect("error" not in said, f"iperf3 on {source} says: {said.get('error')}")
+            return said["end"]["sum_received"]["bits_per_second"] / 8
+        except (ValueError, KeyError, TypeError):
+            raise Failure(f"expected iperf3 on {source} to print its rate as JSON; it said: {done.stdout[-300:]}"
                           f"{done.stderr[-300:]}") from None
-        expect("error" not in said, f"iperf3 on {source} says: {said.get('error')}")
-        return said["end"]["sum_received"]["bits_per_second"] / 8
     finally:
         server.end()
 

@@ -277,12 +277,20 @@ class Passage:
         self.guest, self.lab, self.receiver, self.uri = guest, lab, receiver, uri
 
 
+def from_json(text, what):
+    """What a program wrote; a Failure when it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Failure(f"expected {what} to be JSON: {error}; it is: {text[:200] or 'empty'}") from None
+
+
 def await_account(end, guest, what, holds, seconds=30):
     """The guest's own account of its work, once it holds what was expected."""
     deadline = time.monotonic() + seconds * hosts.SLOW
     while True:
         done = end.wander("workload", guest.name, check=False)
-        account = json.loads(done.stdout) if done.returncode == 0 else None
+        account = from_json(done.stdout, f"the account of {guest.name}") if done.returncode == 0 else None
         if account and holds(account):
             return account
         if time.monotonic() > deadline:
@@ -320,12 +328,36 @@ def departure(source, passages, options):
     return "\n".join([*parts, "wait", *ends])
 
 
+def ends_of(told, passages, source):
+    """(exit code, beginning, end) of each migration, from what `departure` printed."""
+    ends = [line.split() for line in told.splitlines()]
+    expect([len(end) for end in ends] == [3] * len(passages), f"expected the end of {len(passages)} migrations to be "
+           f"told on {source}; it said: {told.strip()[-300:] or 'nothing'}")
+    return [(int(code), float(began), float(ended)) for code, began, ended in ends]
+
+
 def outcome(source, each, code, began, ended):
-    """{code, said, report, wall_s} of one guest's migration that has ended."""
+    """{code, said, report, wall_s, trouble} of one guest's migration that has ended."""
     base = f"{source.host.directory()}/move-{each.guest.name}"
-    report = source.host.run(f"cat {base}.json", check=False).stdout
-    return {"code": int(code), "said": source.host.run(f"cat {base}.said").stdout,
-            "report": json.loads(report) if report else None, "wall_s": float(ended) - float(began)}
+    report, trouble = source.host.run(f"cat {base}.json", check=False).stdout, None
+    try:
+        report = from_json(report, f"wander's report of {each.guest.name}") if report or not code else None
+    except Failure as failure:
+        report, trouble = None, str(failure)
+    return {"code": code, "said": source.host.run(f"cat {base}.said").stdout, "report": report,
+            "wall_s": ended - began, "trouble": trouble}
+
+
+def linger(passages, ends):
+    """Waits for the guests' processes at the source to end: what is wrong with each that does not."""
+    wrong = {}
+    for each, (code, _began, _ended) in zip(passages, ends, strict=True):
+        try:
+            if code == 0:
+                each.lab.wait(END_SECONDS)
+        except Failure as failure:
+            wrong[each.guest.name] = str(failure)
+    return wrong
 
 
 def migrate(source, destination, passages, options, seconds):
@@ -334,18 +366,20 @@ def migrate(source, destination, passages, options, seconds):
     before = destination.cpu(), source.cpu()
     began = time.monotonic()
     told = source.host.run(departure(source, passages, options), seconds=seconds, env=source.env).stdout
-    ends = [line.split() for line in told.splitlines()]
-    for each, (code, _began, _ended) in zip(passages, ends, strict=True):
-        if code == "0":
-            each.lab.wait(END_SECONDS)
+    ends = ends_of(told, passages, source)
+    wrong = linger(passages, ends)
     wall = time.monotonic() - began
     after = destination.cpu(), source.cpu()
     outcomes = [outcome(source, each, *end) for each, end in zip(passages, ends, strict=True)]
+    for each, found in zip(passages, outcomes, strict=True):
+        found["trouble"] = found["trouble"] or wrong.get(each.guest.name)
     return outcomes, wall, {"destination": spent(before[0], after[0]), "source": spent(before[1], after[1])}
 
 
 def complaint(source, each, found, options):
-    """What is known of a migration that failed."""
+    """None, or what is known of a migration that failed."""
+    if not found["code"]:
+        return found["trouble"]
     return (f"the move from {source} to {each.uri} {' '.join(options)} exited with {found['code']}.\nIt said:\n"
             f"{found['said'].strip()[-3000:]}\nThe guest's process said:\n{each.lab.output().strip()[-1000:]}\n"
             f"The receiver said:\n{each.receiver.output().strip()[-1000:]}")
@@ -365,7 +399,8 @@ def move(source, destination, scheme, guest, options=(), seconds=600):
     options = list(options)
     with passage(source, destination, scheme, guest) as each:
         (found,), wall, cpu = migrate(source, destination, [each], options, seconds)
-        expect(found["code"] == 0, complaint(source, each, found, options))
+        complained = complaint(source, each, found, options)
+        expect(complained is None, complained)
         arrived(destination, guest)
         destination.wander("quit", guest.name)
         each.receiver.wait(END_SECONDS)

@@ -8,14 +8,16 @@ import shlex
 
 import nic_counters
 import pair
+import plan_input
 from hosts import Failure, expect
 
-MOVE_SECONDS, PREDICT_SECONDS = 300, 120
+MOVE_SECONDS, PREDICT_SECONDS = 600, 120
+SLACK_SECONDS = 120  # of a move beyond its own time limit: it may be forced then
 RATE_SECONDS = 1
 NO_WORK = {"before_pages_per_s": None, "during_pages_per_s": None, "after_pages_per_s": None}
-# Of a move that could not even be begun.
-NOTHING = {"report": None, "host_cpu": None, "wall_s": None, "prediction": None, "prediction_error": None,
-           "work": NO_WORK, "counters": {}}
+# Of a move of which nothing is known yet.
+NOTHING = {"failed": None, "report": None, "host_cpu": None, "wall_s": None, "prediction": None,
+           "prediction_error": None, "work": NO_WORK, "counters": {}}
 SEVERAL = "wander predict knows nothing of other guests that move over the same link meanwhile"
 # Options of wander migrate that wander predict does not have: they do not change how the move goes on.
 NOT_PREDICTED = ("--verify",)
@@ -24,15 +26,21 @@ NOT_PREDICTED = ("--verify",)
 class Plan:
     """What is to be moved, and how."""
 
-    def __init__(self, settings, transport, options, accel, predict=True):
+    def __init__(self, settings, transport, options, accel, predict=True, seconds=MOVE_SECONDS):
         self.settings, self.transport, self.options = settings, transport, options
-        self.accel, self.predict = accel, predict
+        self.accel, self.predict, self.seconds = accel, predict, max(seconds, time_limit(options) + SLACK_SECONDS)
 
     def guests(self):
         count = self.settings["guests"]
         names = [pair.GUEST] if count == 1 else [f"{pair.GUEST}-{number}" for number in range(1, count + 1)]
         return [pair.Guest(self.settings["memory"], self.settings["workload"], self.accel, self.settings["vcpus"], name)
                 for name in names]
+
+
+def time_limit(options):
+    """Seconds of --max-time, the last one; 0 without."""
+    given = [option.partition("=")[2] for option in options if option.startswith("--max-time=")]
+    return plan_input.milliseconds(given[-1]) / 1e3 if given else 0
 
 
 def work_rates(end, guests):
@@ -46,7 +54,8 @@ def work_rates(end, guests):
     for part in re.split(r"(?m)^= ", said)[1:]:
         head, _, account = part.partition("\n")
         name, when = head.split()
-        seen[name].append((float(when), json.loads(account)["pages_written"]))
+        account = pair.from_json(account, f"the account of {name} on {end}")
+        seen[name].append((float(when), account["pages_written"]))
     return {name: (pages - former) / (later - earlier) for name, ((earlier, former), (later, pages)) in seen.items()}
 
 
@@ -77,7 +86,10 @@ def foretell(source, passage, options):
 def foretell_for(source, passages, plan):
     if not plan.predict:
         return None, "not asked for (--no-predict)"
-    return foretell(source, passages[0], plan.options) if len(passages) == 1 else (None, SEVERAL)
+    try:
+        return foretell(source, passages[0], plan.options) if len(passages) == 1 else (None, SEVERAL)
+    except Failure as failure:
+        return None, str(failure)
 
 
 def look_after(destination, passage):
@@ -106,32 +118,47 @@ def counters_of(before, after):
     return {side: nic_counters.changed(before[side], after[side]) for side in before}
 
 
+def make(source, destination, plan, passages, measured, result):
+    """Puts into `result` what is found out, as soon as it is; a Failure when something around the move went wrong."""
+    guests = [passage.guest for passage in passages]
+    if measured:
+        result["prediction"], result["prediction_error"] = foretell_for(source, passages, plan)
+    before = work_rates(source, guests) if measured else {}
+    looks = {"source": source, "destination": destination}
+    counted = {side: nic_counters.look(end) for side, end in looks.items()}
+    outcomes, result["wall_s"], result["host_cpu"] = pair.migrate(source, destination, passages, plan.options,
+                                                                  plan.seconds)
+    note_outcomes(result, passages, outcomes, before, {})
+    result["counters"] = counters_of(counted, {side: nic_counters.look(end) for side, end in looks.items()})
+    failures = [pair.complaint(source, passage, found, plan.options)
+                for passage, found in zip(passages, outcomes, strict=True)]
+    failures = failures if any(failures) else [look_after(destination, passage) for passage in passages]
+    expect(not any(failures), "\n".join(filter(None, failures)))
+    if measured:
+        note_outcomes(result, passages, outcomes, before, work_rates(destination, guests))
+    quit_all(destination, passages)
+
+
+def note_outcomes(result, passages, outcomes, before, after):
+    parts = [part_of(passage, found, before, after) for passage, found in zip(passages, outcomes, strict=True)]
+    if len(parts) > 1:
+        result["guests"] = parts
+    else:
+        result.update(report=parts[0]["report"], work=parts[0]["work"])
+
+
 def run(source, destination, plan, measured=True):
     """What is in the file of a move, as far as it depends on the move; `measured` is false for a warm-up, which has
-    nothing around it. A Failure when not even the migration could be begun."""
-    with contextlib.ExitStack() as stack:
-        passages = [stack.enter_context(pair.passage(source, destination, plan.transport, guest))
-                    for guest in plan.guests()]
-        guests = [passage.guest for passage in passages]
-        prediction, why = foretell_for(source, passages, plan) if measured else (None, "a warm-up")
-        before = work_rates(source, guests) if measured else {}
-        looks = {"source": source, "destination": destination}
-        counted = {side: nic_counters.look(end) for side, end in looks.items()}
-        outcomes, wall, cpu = pair.migrate(source, destination, passages, plan.options, MOVE_SECONDS)
-        counters = counters_of(counted, {side: nic_counters.look(end) for side, end in looks.items()})
-        failures = [pair.complaint(source, passage, found, plan.options)
-                    for passage, found in zip(passages, outcomes, strict=True) if found["code"]]
-        after = {}
-        if not failures:
-            failures = list(filter(None, (look_after(destination, passage) for passage in passages)))
-            after = work_rates(destination, guests) if measured else {}
-            quit_all(destination, passages)
-        parts = [part_of(passage, found, before, after) for passage, found in zip(passages, outcomes, strict=True)]
-    several = len(parts) > 1
-    return {"failed": "\n".join(failures) or None, "report": None if several else parts[0]["report"], "host_cpu": cpu,
-            "wall_s": wall, "prediction": prediction, "prediction_error": why,
-            "work": NO_WORK if several else parts[0]["work"], "counters": counters,
-            **({"guests": parts} if several else {})}
+    nothing around it. What went wrong is in "failed"; all that was found out before is there then, too."""
+    result = {**NOTHING, "prediction_error": None if measured else "a warm-up"}
+    try:
+        with contextlib.ExitStack() as stack:
+            passages = [stack.enter_context(pair.passage(source, destination, plan.transport, guest))
+                        for guest in plan.guests()]
+            make(source, destination, plan, passages, measured, result)
+    except Failure as failure:
+        result["failed"] = str(failure)
+    return result
 
 
 def reports_of(document):

@@ -93,7 +93,8 @@ class FakeEnd:
 @contextlib.contextmanager
 def without_hosts(totals, dies_at=()):
     """Moves cost nothing and take what `totals(workload, option, how many there are)` says; hosts die at the moves of
-    those numbers, or of which `dies_at(moves so far)` says so. Gives the moves made: (workload, option, source, whether it counts)."""
+    those numbers, or of which `dies_at(moves so far)` says so. Gives the moves made: (workload, option, source, whether it
+    counts)."""
     state, moves, counts = {"alive": True}, [], {}
 
     @contextlib.contextmanager
@@ -105,7 +106,7 @@ def without_hosts(totals, dies_at=()):
         moves.append((plan.settings["workload"], plan.options[0], str(source), measured))
         if dies_at(moves) if callable(dies_at) else len(moves) in dies_at:
             state["alive"] = False
-            raise Failure("no answer")
+            return {**trial.NOTHING, "failed": "no answer"}
         key = moves[-1][:2]
         counts[key] = counts.get(key, 0) + measured
         total = totals(*key, counts[key])
@@ -114,21 +115,15 @@ def without_hosts(totals, dies_at=()):
 
     replaced = {(pair, "open_pair"): open_pair, (pair, "check"): lambda *_: None, (trial, "run"): run,
                 (pair, "facts_of"): lambda end, _: {"host": str(end)}, (link_limits, "measure"): lambda *_: []}
-    before = {(module, name): getattr(module, name) for module, name in replaced}
-    for (module, name), value in replaced.items():
-        setattr(module, name, value)
-    try:
+    with replacing(replaced):
         yield moves
-    finally:
-        for (module, name), value in before.items():
-            setattr(module, name, value)
 
 
 @contextlib.contextmanager
 def a_run(text=TINY, **more):
     """A Run of a scenario in a folder of its own."""
     defaults = {"repeats": 5, "max_repeats": 8, "confidence": 0.10, "only": None, "hosts": ["x", "y"], "predict": True,
-                "limits": True}
+                "limits": True, "move_seconds": 60}
     options = types.SimpleNamespace(**{**defaults, **more})
     with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as nowhere:
         store = compare_store.Store(Path(out) / "out")
@@ -246,6 +241,94 @@ def ends(context):
             run.note_ends(session)
             got = [end.get("rdma") for end in run.store.document["ends"]]
             expect(got == [{"device": "rxe0"}] * 2, f"expected the devices of both ends after boot {boot}; got {got}")
+
+
+@contextlib.contextmanager
+def replacing(replaced):
+    """{(module, name): value}, for a while."""
+    before = {(module, name): getattr(module, name) for module, name in replaced}
+    for (module, name), value in replaced.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+def failing(text):
+    def fail(*_):
+        raise Failure(text)
+    return fail
+
+
+def a_trial(code=0, **replaced):
+    """What trial.run gives for a move that is not made, with functions of trial replaced by name."""
+    @contextlib.contextmanager
+    def passage(source, destination, transport, guest):
+        process = types.SimpleNamespace(output=lambda: "", wait=lambda _: 0)
+        yield pair.Passage(guest, process, process, "tcp://10.0.0.2:1")
+
+    outcome = {"code": code, "said": "", "report": {"total_ms": 7}, "wall_s": 0.1, "trouble": None}
+    defaults = {"foretell": lambda *_: ({"paths": []}, None), "work_rates": lambda *_: {pair.GUEST: 5.0},
+                "look_after": lambda *_: None, "quit_all": lambda *_: None}
+    fake = {(pair, "passage"): passage, (pair, "migrate"): lambda *_: ([outcome], 0.2, {"source": {}}),
+            (nic_counters, "look"): lambda _: {"tcp": {}},
+            **{(trial, name): value for name, value in {**defaults, **replaced}.items()}}
+    settings = {"guests": 1, "memory": "1M", "workload": "hot=1M", "vcpus": 1}
+    with replacing(fake):
+        return trial.run("a", "b", trial.Plan(settings, "tcp", [], "kvm"))
+
+
+def kept(context):
+    """What was found out about a move stays, whatever goes wrong around it."""
+    good = a_trial()
+    expect(good["failed"] is None and good["work"]["after_pages_per_s"] == 5.0, f"expected a good move; got {good}")
+    looks = iter(({pair.GUEST: 5.0},))
+    for what, found, left in (
+            ("at the destination", a_trial(quit_all=failing("no end")), {}),
+            ("in the guest", a_trial(look_after=lambda *_: "no end"), {"after_pages_per_s": None}),
+            ("after the move", a_trial(work_rates=lambda *_: next(looks, None) or failing("no end")()),
+             {"after_pages_per_s": None})):
+        expect("no end" in (found["failed"] or ""), f"expected what went wrong {what}; got {found['failed']}")
+        wanted = {**good, "failed": found["failed"], "work": {**good["work"], **left}}
+        expect(found == wanted, f"expected all else to stay when something goes wrong {what}, {wanted}; got {found}")
+    found = a_trial(foretell=failing("it hung"))
+    expect(found == {**good, "prediction": None, "prediction_error": "it hung"},
+           f"expected a move without a prediction, and why; got {found}")
+    found = a_trial(code=1, work_rates=failing("no answer"))
+    expect(found["report"] is None and found["prediction"], f"expected the prediction to stay; got {found}")
+
+
+def half_said(context):
+    """Programs that end in the middle of what they say."""
+    passage = pair.Passage(pair.Guest("1M", ""), None, None, None)
+    for text, wanted in (("", "told"), ("\n", "told"), ("0 1.0\n", "told"), ("0 1.0 2.0\n0 1.0 2.0\n", "told")):
+        try:
+            pair.ends_of(text, [passage], "a")
+        except Failure as failure:
+            expect(wanted in str(failure), f"expected '{wanted}' of {text!r}; got {failure}")
+        else:
+            raise Failure(f"expected {text!r} to be no end of a migration")
+    expect(pair.ends_of("1 1.5 2\n", [passage], "a") == [(1, 1.5, 2.0)], "expected code, beginning and end")
+
+    class Host:
+        def run(self, command, **_):
+            return types.SimpleNamespace(stdout='{"total_ms": ' if ".json" in command else "", returncode=0)
+
+        def directory(self):
+            return "/d"
+
+    found = pair.outcome(types.SimpleNamespace(host=Host()), passage, 0, 1.0, 2.0)
+    expect(found["report"] is None and "report of measured" in found["trouble"], f"expected half a report; got {found}")
+
+
+def patience(context):
+    settings = {"guests": 1}
+    for options, wanted in (([], 600), (["--max-time=10s"], 600), (["--max-time=20m"], 1200 + trial.SLACK_SECONDS),
+                            (["--max-time=20m", "--max-time=1s"], 600)):
+        got = trial.Plan(settings, "tcp", options, "kvm").seconds
+        expect(got == wanted, f"expected {wanted} s for a move with {options}; got {got}")
 
 
 def only(context):
@@ -455,5 +538,6 @@ def usage(context):
 
 
 run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "ends": ends,
-                    "only": only, "shaping": shaping, "restoring": restoring, "counters": counters, "usage": usage,
-                    "interrupted": interrupted, "going on": going_on})
+                    "kept": kept, "half said": half_said, "patience": patience, "only": only, "shaping": shaping,
+                    "restoring": restoring, "counters": counters, "usage": usage, "interrupted": interrupted,
+                    "going on": going_on})
