@@ -32,7 +32,7 @@ class Cell:
 
     def __init__(self, scenario, point, contender):
         self.scenario, self.point, self.contender = scenario["name"], point, contender
-        self.tried, self.totals, self.warm_ups, self.left_out, self.losses = {}, [], 0, None, 0
+        self.tried, self.totals, self.warm_ups, self.left_out, self.losses = {}, {}, 0, None, 0
         self.most = scenario.get("max_repeats")
 
     @property
@@ -45,7 +45,7 @@ class Cell:
             self.warm_ups = max(self.warm_ups, move["repeat"])
             return
         self.tried[move["repeat"]] = move["failed"]
-        self.totals.append(trial.total_seconds(move))
+        self.totals.setdefault(move["boot"], []).append(trial.total_seconds(move))
 
     def hopeless(self):
         return len(self.tried) >= ENOUGH_FAILURES and all(self.tried.values())
@@ -60,7 +60,9 @@ class Cell:
         return max(options.repeats, min(options.max_repeats, self.most or options.max_repeats))
 
     def known(self, share):
-        return comparison.precise(comparison.median_interval(self.totals), share)
+        """By the boot with most runs: boots of the same hosts differ, and values of several are not of one kind."""
+        totals = max(self.totals.values(), key=len, default=[])
+        return comparison.precise(comparison.median_interval(totals), share)
 
     def options(self):
         return self.point["settings"]["options"] + self.contender["options"]
@@ -143,6 +145,10 @@ class Session:
         self.run.store.save()
 
 
+def ends_in_words(names):
+    return [f"{name['host']} ({name['address']})" for name in names]
+
+
 def mtu_of(end, interface):
     said = end.host.run(f"cat /sys/class/net/{interface}/mtu", check=False).stdout.strip() if interface else ""
     return int(said) if said.isdecimal() else None
@@ -209,6 +215,10 @@ class Run:
     def session(self, ends, machine):
         boots = self.store.document["boots"]
         names = [{"host": str(end), "address": end.address} for end in ends]
+        if boots and [name["address"] for name in boots[0]["hosts"]] != [name["address"] for name in names]:
+            raise Failure(f"the link is another one: {', '.join(ends_in_words(names))}, and before "
+                          f"{', '.join(ends_in_words(boots[0]['hosts']))}: moves of both would not compare. Give the "
+                          f"same --addresses, or begin anew with another --out")
         boots.append({"id": max((boot["id"] for boot in boots), default=0) + 1, "began": now(), "hosts": names,
                       "limits": []})
         self.store.save()
@@ -324,7 +334,16 @@ class Run:
                 self.warn("/dev/kvm cannot be used on both hosts: guests are synthetic, the same workload as "
                           "threads of a process")
             self.accel[wish] = wish or ("kvm" if able else "synthetic")
+            if not wish:
+                self.same_accel(self.accel[wish])
         return self.accel[wish]
+
+    def same_accel(self, accel):
+        """Guests are of one kind through all boots."""
+        before = self.store.document.setdefault("accel", accel)
+        if before != accel:
+            raise Failure(f"guests were {before} before and would be {accel} now, by what /dev/kvm of both hosts "
+                          f"allows: moves of both would not compare. Begin anew with another --out")
 
     def one(self, session, cell, repeat, warm_up, forwards):
         """Makes one move and stores what came of it, also of one that failed."""

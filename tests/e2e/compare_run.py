@@ -93,8 +93,8 @@ class FakeEnd:
 @contextlib.contextmanager
 def without_hosts(totals, dies_at=()):
     """Moves cost nothing and take what `totals(workload, option, how many there are)` says; hosts die at the moves of
-    those numbers, or of which `dies_at(moves so far)` says so. Gives the moves made: (workload, option, source, whether it
-    counts)."""
+    those numbers, or of which `dies_at(moves so far)` says so. Gives the moves made: (workload, option, source, whether
+    it counts)."""
     state, moves, counts = {"alive": True}, [], {}
 
     @contextlib.contextmanager
@@ -187,7 +187,7 @@ def failures(context):
 
 
 def lost_hosts(context):
-    with without_hosts(lambda *_: 1.0, dies_at=(6,)) as moves, a_run() as run:
+    with without_hosts(lambda *_: 1.0, dies_at=(6,)) as moves, a_run(max_repeats=5) as run:
         run.run()
         boots = [boot["id"] for boot in run.store.document["boots"]]
         expect(boots == [1, 2], f"expected a new boot after the hosts were lost; got {boots}")
@@ -204,7 +204,7 @@ def lost_hosts(context):
         else:
             raise Failure("expected hosts that always die to end the comparison")
     deadly = ("touch=4M", "--lanes=2")
-    with without_hosts(lambda *_: 1.0, lambda moves: moves[-1][:2] == deadly and moves[-1][3]) as moves, a_run() as run:
+    with without_hosts(lambda *_: 1.0, lambda moves: moves[-1][:2] == deadly and moves[-1][3]), a_run(max_repeats=5) as run:
         run.run()
         expect(len(run.store.document["boots"]) == 3, "expected a third boot without the move that hosts die of; got "
                                                       f"{len(run.store.document['boots'])}")
@@ -321,6 +321,32 @@ def half_said(context):
 
     found = pair.outcome(types.SimpleNamespace(host=Host()), passage, 0, 1.0, 2.0)
     expect(found["report"] is None and "report of measured" in found["trouble"], f"expected half a report; got {found}")
+
+
+def mixed(context):
+    """What must not be mixed: boots in one interval, links, and kinds of guests."""
+    with without_hosts(lambda *_: 1.0), a_run() as run:
+        cell = run.cells[0]
+        for repeat in range(1, 9):
+            cell.take("", {"warm_up": False, "repeat": repeat, "failed": None, "boot": 1 if repeat < 5 else 2,
+                           "report": {"total_ms": 1e3}})
+        expect(not cell.known(0.1), "expected 4 runs in each of two boots not to make a median known")
+        cell.take("", {"warm_up": False, "repeat": 9, "failed": None, "boot": 2, "report": {"total_ms": 1e3}})
+        expect(cell.known(0.1), "expected 5 runs of one boot to make it known")
+        one, other = FakeEnd("a", {"alive": True}), FakeEnd("b", {"alive": True})
+        run.accel = {}
+        session = run.session([one, other], None)
+        run.accel_of(session, None)
+        for what, change in (("link", lambda: setattr(one, "address", "10.9.9.9")),
+                             ("synthetic", lambda: setattr(one, "guests_kvm", lambda: False))):
+            change()
+            run.accel = {}
+            try:
+                run.session([one, other], None) if what == "link" else run.accel_of(session, None)
+            except Failure as failure:
+                expect(what in str(failure), f"expected '{what}' in the message; got {failure}")
+            else:
+                raise Failure(f"expected to be told that moves would not compare: {what}")
 
 
 def patience(context):
@@ -538,6 +564,6 @@ def usage(context):
 
 
 run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "ends": ends,
-                    "kept": kept, "half said": half_said, "patience": patience, "only": only, "shaping": shaping,
-                    "restoring": restoring, "counters": counters, "usage": usage, "interrupted": interrupted,
-                    "going on": going_on})
+                    "kept": kept, "half said": half_said, "mixed": mixed, "patience": patience, "only": only,
+                    "shaping": shaping, "restoring": restoring, "counters": counters, "usage": usage,
+                    "interrupted": interrupted, "going on": going_on})
