@@ -19,12 +19,14 @@ static int wait_for(int socket, short events, uint64_t deadline, int cancel_fd, 
         int ready = poll(wait, cancel_fd < 0 ? 1 : 2, clock_ms_until(deadline));
         if (ready > 0 && cancel_fd >= 0 && wait[1].revents)
             return error_set(err, ECANCELED, "cancelled");
-        if (ready > 0)
-            return 0;
         if (ready < 0 && errno != EINTR)
             return error_set_errno(err, errno, "poll failed");
-        if (clock_now() >= deadline)
-            return error_set(err, ETIMEDOUT, "the peer accepted the connection but says nothing");
+        if (clock_now() >= deadline) /* whatever comes: a flood must not go on for ever */
+            return error_set(err, ETIMEDOUT,
+                             "the peer accepted the connection but did not say in time what it "
+                             "should");
+        if (ready > 0)
+            return 0;
     }
 }
 

@@ -11,7 +11,7 @@
 #include "migrate/preflight.h"
 #include "transport/base/clock.h"
 
-enum { PINGS = 8, PONG_MS = 50 };
+enum { PINGS = 8, FIRST_PONG_MS = 50, LAST_PONG_MS = 5000 };
 
 int inquiry_open(const struct address *destination, int timeout_ms, int cancel_fd,
                  struct reasons *refused, struct inquiry *out, struct error *err)
@@ -144,10 +144,10 @@ int inquiry_probe(struct inquiry *q, const struct probe_message *wanted, struct 
     return result || !wanted ? result : check_room(wanted, out, err);
 }
 
-/* 1: the answer to that very ping; 0: none within PONG_MS. Other heartbeats may come in between. */
-static int await_pong(struct inquiry *q, uint64_t sent_at, struct error *err)
+/* 1: the answer to that very ping; 0: none within wait_ms. Other heartbeats may come in between. */
+static int await_pong(struct inquiry *q, uint64_t sent_at, uint64_t wait_ms, struct error *err)
 {
-    uint64_t until = sent_at + PONG_MS * NS_PER_MS;
+    uint64_t until = sent_at + wait_ms * NS_PER_MS;
     struct pollfd wait[] = {{.fd = q->socket, .events = POLLIN},
                             {.fd = q->cancel_fd, .events = POLLIN}};
 
@@ -168,11 +168,11 @@ static int await_pong(struct inquiry *q, uint64_t sent_at, struct error *err)
     return 0;
 }
 
-/* A ping that comes while the other end is saying something else gets no answer: it is sent anew.
- */
+/* A ping that comes while the other end is saying something else gets no answer: it is sent anew,
+ * and its answer waited for longer, for the way may be long. */
 int inquiry_round_trip(struct inquiry *q, uint64_t *ns, struct error *err)
 {
-    uint64_t shortest = UINT64_MAX;
+    uint64_t shortest = UINT64_MAX, wait_ms = FIRST_PONG_MS;
     uint8_t body[8];
 
     for (int count = 0; count < PINGS;) {
@@ -180,13 +180,15 @@ int inquiry_round_trip(struct inquiry *q, uint64_t *ns, struct error *err)
         int result = exchange_write(q->socket, MESSAGE_PING, body, ping_encode(&ping, body),
                                     q->deadline, err);
         if (!result)
-            result = await_pong(q, ping.sent_at, err);
+            result = await_pong(q, ping.sent_at, wait_ms, err);
         if (result < 0)
             return result;
         uint64_t now = clock_now();
         if (result > 0 && now - ping.sent_at < shortest)
             shortest = now - ping.sent_at;
         count += result;
+        if (!result && wait_ms < LAST_PONG_MS)
+            wait_ms *= 2;
         if (now >= q->deadline)
             return error_set(err, ETIMEDOUT, "the destination answers no ping");
     }

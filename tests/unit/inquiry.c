@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "migrate/exchange.h"
@@ -192,6 +193,109 @@ Test(inquiry, pings_without_an_answer_are_sent_anew)
     inquiry_close(&q);
     pthread_join(thread, NULL);
     close(s.listener);
+}
+
+static int welcome_inquiry(struct stage *s)
+{
+    uint8_t body[PROTO_BODY_SIZE];
+    struct welcome welcome = {.version = PROTO_VERSION_MAX};
+    struct error err = {0};
+    int socket = take_connection(s);
+
+    expect_message(socket, MESSAGE_HELLO);
+    exchange_write(socket, MESSAGE_WELCOME, body, welcome_encode(&welcome, body), soon(), &err);
+    return socket;
+}
+
+/* Each answer takes longer than the first one is waited for. */
+static void *play_distant_pretender(void *stage)
+{
+    int socket = welcome_inquiry(stage);
+    uint8_t body[8];
+    struct error err = {0};
+    struct message m;
+
+    while (exchange_read(socket, &m, soon(), -1, &err) == 0) {
+        struct ping ping = {0};
+        ping_decode(&m, &ping, &err);
+        message_free(&m);
+        clock_sleep_until(ping.sent_at + 120 * NS_PER_MS);
+        struct pong pong = {.ping_sent_at = ping.sent_at};
+        exchange_write(socket, MESSAGE_PONG, body, pong_encode(&pong, body), soon(), &err);
+    }
+    close(socket);
+    return NULL;
+}
+
+/* Says that it is alive, and nothing else, faster than anybody reads. */
+static void *play_flooding_pretender(void *stage)
+{
+    enum { PING_SIZE = PROTO_HEADER_SIZE + 8 };
+    static uint8_t flood[4096][PING_SIZE];
+    int socket = welcome_inquiry(stage);
+
+    for (size_t i = 0; i < 4096; i++) {
+        size_t size = ping_encode(&(struct ping){1}, flood[i] + PROTO_HEADER_SIZE);
+        message_header_encode(MESSAGE_PING, (uint32_t)size, flood[i]);
+    }
+    while (send(socket, flood, sizeof(flood), MSG_NOSIGNAL) == sizeof(flood))
+        ;
+    close(socket);
+    return NULL;
+}
+
+static void begin_inquiry(struct stage *s, void *(*play)(void *), int timeout_ms, pthread_t *thread,
+                          struct inquiry *q)
+{
+    static struct reasons refused;
+    struct error err = {0};
+
+    pthread_create(thread, NULL, play, s);
+    cr_assert_eq(inquiry_open(&s->options.destination, timeout_ms, -1, &refused, q, &err), 0, "%s",
+                 err.text);
+    cr_assert_eq(inquiry_greet(q, &s->options, 0, &err), 1, "%s", err.text);
+}
+
+static void end_inquiry(struct stage *s, pthread_t thread, struct inquiry *q)
+{
+    inquiry_close(q);
+    pthread_join(thread, NULL);
+    close(s->listener);
+}
+
+Test(inquiry, a_long_way_has_a_round_trip_too, .timeout = 60)
+{
+    struct stage s = open_stage();
+    struct error err = {0};
+    struct inquiry q;
+    uint64_t ns = 0;
+    pthread_t thread;
+
+    begin_inquiry(&s, play_distant_pretender, 20000, &thread, &q);
+    cr_expect_eq(inquiry_round_trip(&q, &ns, &err), 0, "%s", err.text);
+    cr_expect_geq(ns, 120 * NS_PER_MS, "came %.1f ms", ns_to_ms(ns));
+    end_inquiry(&s, thread, &q);
+}
+
+Test(inquiry, a_flood_of_heartbeats_ends_at_the_deadline, .timeout = 60)
+{
+    for (int probes = 0; probes < 2; probes++) {
+        struct stage s = open_stage();
+        struct probe_message wanted = {.room = 8 << 20};
+        struct found_message found;
+        struct error err = {0};
+        struct inquiry q;
+        uint64_t ns = 0;
+        pthread_t thread;
+
+        begin_inquiry(&s, play_flooding_pretender, 5000, &thread, &q);
+        q.deadline = clock_now() + 200 * NS_PER_MS;
+        int result =
+            probes ? inquiry_probe(&q, &wanted, &found, &err) : inquiry_round_trip(&q, &ns, &err);
+        cr_expect_eq(result, -ETIMEDOUT, "%s: came %d: %s", probes ? "probe" : "ping", result,
+                     err.text);
+        end_inquiry(&s, thread, &q);
+    }
 }
 
 static int counted(void *context, struct error *err)
