@@ -13,7 +13,9 @@ from hosts import Failure, expect
 
 MOVE_SECONDS, PREDICT_SECONDS = 600, 120
 SLACK_SECONDS = 120  # of a move beyond its own time limit: it may be forced then
-RATE_SECONDS = 1
+RATE_SECONDS = 2
+# A lab guest tells what it has written every 10 ms or so: over less than this, a rate would be that grain's.
+LEAST_RATE_MS = 200
 NO_WORK = {"before_pages_per_s": None, "during_pages_per_s": None, "after_pages_per_s": None}
 # Of a move of which nothing is known yet.
 NOTHING = {"failed": None, "report": None, "host_cpu": None, "wall_s": None, "prediction": None,
@@ -44,7 +46,7 @@ def time_limit(options):
 
 
 def work_rates(end, guests):
-    """{guest: pages written per second}, over a second; nothing of a guest that is idle."""
+    """{guest: pages written per second}, over two seconds; nothing of a guest that is idle."""
     names = [guest.name for guest in guests if guest.writes()]
     if not names:
         return {}
@@ -60,9 +62,10 @@ def work_rates(end, guests):
 
 
 def rate_during(report):
-    """Pages written per second from the start of tracking to the pause, by wander's own report."""
+    """Pages written per second from the start of tracking to the pause, by wander's own report; None where that is too
+    short a time to tell."""
     work = report.get("guest_work") if report else None
-    if not work or not work["ms"]:
+    if not work or work["ms"] < LEAST_RATE_MS:
         return None
     return (work["pages_written_at_pause"] - work["pages_written_at_start"]) / work["ms"] * 1e3
 

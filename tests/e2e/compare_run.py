@@ -204,7 +204,8 @@ def lost_hosts(context):
         else:
             raise Failure("expected hosts that always die to end the comparison")
     deadly = ("touch=4M", "--lanes=2")
-    with without_hosts(lambda *_: 1.0, lambda moves: moves[-1][:2] == deadly and moves[-1][3]), a_run(max_repeats=5) as run:
+    with without_hosts(lambda *_: 1.0, lambda moves: moves[-1][:2] == deadly and moves[-1][3]), \
+            a_run(max_repeats=5) as run:
         run.run()
         expect(len(run.store.document["boots"]) == 3, "expected a third boot without the move that hosts die of; got "
                                                       f"{len(run.store.document['boots'])}")
@@ -347,6 +348,20 @@ def mixed(context):
                 expect(what in str(failure), f"expected '{what}' in the message; got {failure}")
             else:
                 raise Failure(f"expected to be told that moves would not compare: {what}")
+
+
+def rates(context):
+    for ms, wanted in ((trial.LEAST_RATE_MS - 1, None), (500, 2000.0)):
+        work = {"pages_written_at_start": 100, "pages_written_at_pause": 1100, "ms": ms}
+        got = trial.rate_during({"guest_work": work})
+        expect(got == wanted, f"expected a rate of {wanted} pages/s from {work}; got {got}")
+    for report in (None, {}, {"guest_work": None}):
+        expect(trial.rate_during(report) is None, f"expected no rate of {report}")
+    said = "".join(f"= one {when}\n{json.dumps({'pages_written': pages})}\n" for when, pages in ((5, 700), (7, 900)))
+    host = types.SimpleNamespace(run=lambda *_, **__: types.SimpleNamespace(stdout=said))
+    end = types.SimpleNamespace(host=host, program="wander", env={})
+    found = trial.work_rates(end, [pair.Guest("1M", "hot=1M", name="one"), pair.Guest("1M", "", name="idle")])
+    expect(found == {"one": 100.0}, f"expected 100 pages/s of the guest that writes; got {found}")
 
 
 def patience(context):
@@ -564,6 +579,6 @@ def usage(context):
 
 
 run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "ends": ends,
-                    "kept": kept, "half said": half_said, "mixed": mixed, "patience": patience, "only": only,
+                    "kept": kept, "half said": half_said, "mixed": mixed, "rates": rates, "patience": patience, "only": only,
                     "shaping": shaping, "restoring": restoring, "counters": counters, "usage": usage,
                     "interrupted": interrupted, "going on": going_on})
