@@ -16,6 +16,8 @@ from .svg import plain
 
 ROUND_BY_ROUND = ("MiB sent in each round (bars) and found dirty after it (marks), on a log scale; of each group the "
                   "run with the median total time.")
+# In what counters count: packets that were lost, or senders that were held up.
+ROUGH = ("sent again", "time-out", "out of sequence", "pauses", "ECN", "congestion", "dropped", "refusals")
 KINDS = ("interface", "rdma", "tcp")
 ONE_MACHINE = ("Both ends were on one machine, and its loopback was the link: both share its CPUs and memory, and no "
                "network is in it. This tells how wander behaves, not what two hosts would take.")
@@ -60,6 +62,7 @@ def version(study):
 def top(study):
     """What was compared, what came of it, and what that does not show."""
     cautions = list(comparison.reservations(ends_for_reservations(study)))
+    cautions += filter(None, [rough_link(study)])
     if on_one_machine(study):
         cautions.insert(0, ONE_MACHINE)
     if study.document.get("finished") is not True:
@@ -185,33 +188,62 @@ def published(study, scenario):
 
 
 def counters_section(study):
-    """Sums over all moves of a group, of those counters that changed."""
-    rows, words = [], study.document.get("counter_words")
+    """Of all moves of a group: those counters that changed and whose meaning is known, and folded all others."""
+    known, others, words = [], [], study.document.get("counter_words")
     for group in study.groups.values():
-        sums = {}
-        for where, value in (entry for move in group.tried for entry in changed(move)):
-            sums[where] = sums.get(where, 0) + value
-        rows += [tables.row(group.key, el("td", f"{side}, {kind}", class_="words"), el("td", name, class_="words"),
-                            el("td", text(words, name) or "", class_="words"), plain(value))
-                 for (side, kind, name), value in sorted(sums.items()) if value]
+        for (side, kind, name), (value, moves) in sorted(sums(group.tried).items()):
+            what = text(words, name)
+            (known if what else others).append(tables.row(
+                group.key, el("td", f"{side}, {kind}", class_="words"), el("td", name, class_="words"),
+                el("td", what or "", class_="words"), plain(value), f"{moves} of {len(group.tried)}"))
     head = "counters", "Counters that changed"
-    if not rows:
+    if not known and not others:
         return section(*head, paragraph("No counter of a network or RDMA device changed during the moves, or none "
                                         "could be read."))
     return section(*head, paragraph("Sent again, out of sequence, paused, marked: summed over all runs of a group. "
                                     "Their absence is no proof where a driver does not count."),
-                 folded(f"{len(rows)} counters", tables.table(["group", "where", "counter", "what it counts",
-                                                               "change"], rows,
-                                                              words=(1, 2, 3))))
+                   counters_table(known) if known else paragraph("None of those that tell of lost or held up packets."),
+                   folded(f"{len(others)} other counters", counters_table(others)) if others else None)
+
+
+def counters_table(rows):
+    return tables.table(["group", "where", "counter", "what it counts", "change", "in moves"], rows, words=(1, 2, 3))
+
+
+def sums(moves):
+    """{(side, kind, counter): (change, in how many moves)} of those that changed."""
+    found = {}
+    for move in moves:
+        for where, value in changed(move):
+            change, count = found.get(where, (0, 0))
+            if value:
+                found[where] = change + value, count + 1
+    return found
 
 
 def changed(move):
-    """[((side, kind, counter), change)] of one move."""
+    """((side, kind, counter), change) of one move."""
     for side in SIDES:
         for kind in KINDS:
             counters = get(move.document, "counters", side, kind)
             for name in counters if isinstance(counters, dict) else ():
                 yield (side, kind, name), number(counters, name) or 0
+
+
+def rough_link(study):
+    """A caution where counters tell that packets were lost or held up; None where none does."""
+    words, told, tried = study.document.get("counter_words"), {}, 0
+    for move in (move for group in study.groups.values() for move in group.tried):
+        tried += 1
+        found = {text(words, name) or "" for (_, _, name), value in changed(move) if value}
+        for what in found:
+            if any(part in what for part in ROUGH):
+                told[what] = told.get(what, 0) + 1
+    if not told:
+        return None
+    return (f"The network counters of the hosts changed during moves: "
+            f"{'; '.join(f'{what} in {count} of {tried} moves' for what, count in sorted(told.items()))}. Which, and "
+            f"where, is under “Counters that changed”.")
 
 
 def troubles_section(study):

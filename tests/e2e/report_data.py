@@ -157,6 +157,8 @@ def comparison(scenarios, **more):
                                                               ("ib_write_bw", 26e6))]
     return {"schema": 1, "made": "2026-11-22T09:00:00Z", "wander": "0.5.0", "finished": True, "seed": 7,
             "command": ["testbed/compare", "testbed/scenarios/quick", "--out", "out dir"], "confidence_target": 0.10,
+            "counter_words": {"RetransSegs": "TCP segments sent again",
+                              "rcvd_seq_err": "RDMA refusals (NAK) of the peer"},
             "scenarios": scenarios, "ends": ends, "boots": [{"id": 1, "began": "2026-11-22T08:00:00Z",
                                                              "limits": limits},
             {"id": 2, "began": "2026-11-22T08:30:00Z", "limits": []}], "warnings": [], "errors": [], **more}

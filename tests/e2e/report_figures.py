@@ -350,6 +350,24 @@ def unforetold(context):
             expect(wanted in world.text, f"expected the report to say '{wanted}'")
 
 
+def counters(context):
+    """Those with a meaning stand open with their sums, all others folded, and the top says what was lost or held up."""
+    with everything() as world:
+        top, _, rest = world.text.partition("<nav")
+        expect("TCP segments sent again in " in top, "expected a caution about segments that were sent again")
+        at = rest.index('id="counters"')
+        shown, _, folded = rest[at:rest.index("</section>", at)].partition("<details>")
+        expect("RetransSegs" in shown and "rx_queue_0_drops" not in shown, "expected those with a meaning to be seen")
+        expect("rx_queue_0_drops" in folded and "RetransSegs" not in folded, "expected those without one to be folded")
+        moves = [json.loads(path.read_text()) for path in (world.out / "moves/lanes/32M/tcp-4").glob("*.json")]
+        total = sum(move["counters"]["source"]["tcp"]["RetransSegs"] for move in moves if not move["warm_up"])
+        row = shown[shown.index("lanes/32M/tcp-4"):]
+        expect(f"<td>{total:.1f}</td><td>6 of 6</td>" in row[:row.index("</tr>")],
+               f"expected {total} segments sent again in 6 of 6 moves; got {row[:row.index('</tr>')]}")
+    with World(alone(bare(repeats=5), counter_words={})) as world:
+        expect("The network counters" not in world.text, "expected no caution where no counter has a meaning")
+
+
 def traces(context):
     with everything() as world:
         links = {unquote(attributes["href"]) for name, attributes in world.page.elements if name == "a"
@@ -536,7 +554,7 @@ def wrong_values(context):
 
 if __name__ == "__main__":
     run_cases(__doc__, {"medians": medians, "ratios": ratios, "papers": papers, "forecasts": forecasts,
-                        "few_repeats": few_repeats, "unforetold": unforetold, "traces": traces,
+                        "few_repeats": few_repeats, "unforetold": unforetold, "counters": counters, "traces": traces,
                         "escaping": escaping,
                         "one_table": one_table, "odd_folders": odd_folders, "damaged_files": damaged_files,
                         "wrong_values": wrong_values})
