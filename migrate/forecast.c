@@ -5,15 +5,14 @@
  * same way each time, and no bad record makes one give up. */
 #include "migrate/source.h"
 
-#include <string.h>
-
 #include "migrate/rehearsal.h"
 #include "transport/base/clock.h"
 #include "transport/base/log.h"
 
 enum {
-    ASSUMED_ROUND_US = 1000, /* of a round besides pages and round trips: collect, last fence */
-    ROUND_TRIPS = 2,         /* in a round: its announcement, its fence */
+    ASSUMED_ROUND_US = 1000,    /* of a round besides pages and round trips: collect, last fence */
+    ROUND_TRIPS = 2,            /* in a round: its announcement, its fence */
+    LESSON_MS = 10 * 60 * 1000, /* a rehearsal that is older tells of another hour's load */
 };
 
 static const double assumed_spread = 0.1; /* of a bandwidth that one round has shown */
@@ -23,9 +22,7 @@ static const struct rehearsal_path *rehearsed_path(const struct migration *m)
 {
     const struct rehearsal *r = m->options.rehearsal;
 
-    if (!r || r->lanes != m->options.lanes || strcmp(r->host, m->options.destination.host) != 0)
-        return NULL;
-    return rehearsal_path(r, m->options.destination.scheme);
+    return r ? rehearsal_path(r, &m->options) : NULL;
 }
 
 /* `end_ns`: when the source is free, from the accepted command on; UINT64_MAX: never. */
@@ -110,9 +107,12 @@ void source_refine(struct migration *m, const struct policy_input *now, bool las
 
 void source_learn(struct migration *m)
 {
+    const struct rehearsal *r = m->options.rehearsal;
     const struct rehearsal_path *path = rehearsed_path(m);
     struct error err = {0};
 
+    if (path && m->accepted_at > r->made_at + LESSON_MS * NS_PER_MS)
+        path = NULL;
     if (m->asked_again) /* the downtime is that of asking */
         return;
     if (costs_learn(&m->costs_key, &m->measurement, path ? &path->profile : NULL, &err))

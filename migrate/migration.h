@@ -26,7 +26,7 @@ struct migration_options {
     char tracker[24]; /* "": the guest's default */
     char filter[128]; /* "": none; see transport_wrap */
     /* Of this guest, to begin the prediction with; outlives the migration. NULL: none. Of no use
-     * for another destination or number of lanes. */
+     * where it was made with other options than these (limits may differ). */
     const struct rehearsal *rehearsal;
 };
 

@@ -382,16 +382,6 @@ static int watch(struct rehearsing *r, uint64_t sample_ns, struct error *err)
     return result ? result : page_sample_take(r->guest, REHEARSAL_BYTES, &r->sample, err);
 }
 
-static void note_options(struct rehearsal *out, const struct migration_options *options)
-{
-    *out = (struct rehearsal){
-        .limits = options->limits,
-        .max_bandwidth = options->max_bandwidth,
-        .lanes = options->lanes,
-    };
-    memcpy(out->host, options->destination.host, sizeof(out->host));
-}
-
 static int try_paths(struct rehearsing *r, const char *asked, bool only, struct error *err)
 {
     rehearse_path(r, asked);
@@ -411,7 +401,8 @@ int migration_rehearse(struct guest *guest, const struct migration_options *opti
     struct rehearsing r = {.guest = guest, .options = *options, .cancel_fd = cancel_fd, .out = out};
     int result = reach(&options->destination, cancel_fd, err);
 
-    note_options(out, options);
+    *out = (struct rehearsal){.options = *options};
+    out->options.rehearsal = NULL;
     if (!result)
         result = guest->ops->describe(guest, &r.description, err);
     if (result)
@@ -426,10 +417,19 @@ int migration_rehearse(struct guest *guest, const struct migration_options *opti
     return result;
 }
 
-const struct rehearsal_path *rehearsal_path(const struct rehearsal *r, const char *scheme)
+static bool tries(const struct migration_options *a, const struct migration_options *b)
 {
-    for (unsigned i = 0; i < r->path_count; i++)
-        if (r->paths[i].usable && strcmp(r->paths[i].scheme, scheme) == 0)
+    return strcmp(a->destination.host, b->destination.host) == 0 && a->lanes == b->lanes &&
+           a->max_bandwidth == b->max_bandwidth && strcmp(a->filter, b->filter) == 0 &&
+           strcmp(a->tracker, b->tracker) == 0 && a->operation == b->operation &&
+           a->registration == b->registration && a->pin_limit == b->pin_limit && a->dscp == b->dscp;
+}
+
+const struct rehearsal_path *rehearsal_path(const struct rehearsal *r,
+                                            const struct migration_options *options)
+{
+    for (unsigned i = 0; tries(&r->options, options) && i < r->path_count; i++)
+        if (r->paths[i].usable && strcmp(r->paths[i].scheme, options->destination.scheme) == 0)
             return &r->paths[i];
     return NULL;
 }

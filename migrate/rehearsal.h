@@ -24,12 +24,9 @@ struct rehearsal_path {
 };
 
 struct rehearsal {
-    uint64_t made_at; /* clock_now() when it was finished */
-    char host[256];   /* the destination's, without the port */
+    uint64_t made_at;                 /* clock_now() when it was finished */
+    struct migration_options options; /* it was made with */
     struct dirty_profile guest;
-    struct policy_limits limits;
-    uint64_t max_bandwidth;
-    unsigned lanes;
     unsigned path_count; /* the first is the one that was asked for */
     struct rehearsal_path paths[REHEARSAL_MAX_PATHS];
 };
@@ -49,8 +46,10 @@ int migration_rehearse(struct guest *guest, const struct migration_options *opti
                        const struct rehearsal_wish *wish, int cancel_fd, struct rehearsal *out,
                        struct error *err);
 
-/* The path for `scheme`, or NULL when it was not tried or is not usable. */
-const struct rehearsal_path *rehearsal_path(const struct rehearsal *r, const char *scheme);
+/* The path that `options` take, or NULL when it was not tried just so, or is not usable. Limits may
+ * differ: a path knows nothing of them. */
+const struct rehearsal_path *rehearsal_path(const struct rehearsal *r,
+                                            const struct migration_options *options);
 /* {"schema", "guest": profile, "paths": [{"transport", "path", "costs", "prediction"}…]}, indented;
  * the caller frees. NULL without memory. */
 char *rehearsal_to_json(const struct rehearsal *r);

@@ -17,16 +17,17 @@ static void add_or_null(cJSON *json, const char *key, uint64_t value, double uni
 
 static cJSON *made_with(const struct rehearsal *r)
 {
+    const struct migration_options *o = &r->options;
     cJSON *json = cJSON_CreateObject();
-    bool force = r->limits.on_timeout == ON_TIMEOUT_FORCE;
+    bool force = o->limits.on_timeout == ON_TIMEOUT_FORCE;
 
-    cJSON_AddStringToObject(json, "host", r->host);
-    cJSON_AddNumberToObject(json, "lanes", r->lanes);
-    add_or_null(json, "max_bandwidth_bytes_per_s", r->max_bandwidth, 1);
-    cJSON_AddNumberToObject(json, "downtime_ms", ns_to_ms(r->limits.downtime_ns));
-    add_or_null(json, "max_time_ms", r->limits.max_time_ns, 1e6);
+    cJSON_AddStringToObject(json, "host", o->destination.host);
+    cJSON_AddNumberToObject(json, "lanes", o->lanes);
+    add_or_null(json, "max_bandwidth_bytes_per_s", o->max_bandwidth, 1);
+    cJSON_AddNumberToObject(json, "downtime_ms", ns_to_ms(o->limits.downtime_ns));
+    add_or_null(json, "max_time_ms", o->limits.max_time_ns, 1e6);
     cJSON_AddStringToObject(json, "on_timeout", force ? "force" : "cancel");
-    cJSON_AddNumberToObject(json, "throttle_max_percent", r->limits.throttle_max);
+    cJSON_AddNumberToObject(json, "throttle_max_percent", o->limits.throttle_max);
     return json;
 }
 

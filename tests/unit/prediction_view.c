@@ -11,7 +11,8 @@
 
 static struct rehearsal example(void)
 {
-    struct rehearsal r = {.host = "there", .lanes = 2, .path_count = 2};
+    struct rehearsal r = {.options = {.destination = {"tcp", "there", 1}, .lanes = 2},
+                          .path_count = 2};
 
     r.guest.window_count = 2;
     r.guest.windows[0].ns = NS_PER_S;
