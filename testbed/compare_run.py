@@ -362,7 +362,7 @@ class Run:
         move = {"schema": 1, "scenario": cell.scenario, "point": cell.point["id"], "contender": cell.contender["name"],
                 "transport": cell.contender["transport"], "repeat": repeat, "warm_up": warm_up,
                 "boot": session.boot["id"], "order": self.order, "began": made, "source": str(source),
-                "destination": str(destination), **result}
+                "destination": str(destination), "link": {"shape": settings["link"], "mtu": session.mtu()}, **result}
         session.moving = None
         self.store.add(cell, label, move)
         cell.take(label, move)

@@ -540,6 +540,7 @@ def complete(folder):
         where = f"{move['point']}/{move['contender']}/{move['repeat']}"
         went_well = move["failed"] is None and move["report"]["result"] == "completed"
         expect(went_well, f"expected {where} to go well; got {move}")
+        expect(move["link"]["mtu"] > 1000, f"expected the link's MTU beside {where}; got {move['link']}")
         expect(move["wall_s"] * 1e3 >= move["report"]["total_ms"], f"expected the wall time of {where} to be longer")
         expect(move["source"] != move["destination"], f"expected {where} to go from one end to the other")
         rates = move["work"]["before_pages_per_s"], move["work"]["after_pages_per_s"]
