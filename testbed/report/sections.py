@@ -72,7 +72,7 @@ def top(study):
         "short", "In short", paragraph(
             f"The same guest was moved between the same two hosts over the same link, in turns: "
             f"{compared_in_words(study)}. A ratio below 1 means less. Where the interval of a ratio holds 1, no "
-                  f"difference is shown."),
+            f"difference is shown."),
         bullets(said, class_="verdict") or paragraph("Nothing can be compared: no point has runs of two contenders."),
         paragraph(prediction_sentence(study), class_="verdict") if predictions(study) else None,
         paragraph(precision(study), class_="note"),

@@ -102,10 +102,15 @@ class Study:
 
 
 def difference(first, other, key):
+    """comparison.compare_medians of both, and `overlap`: whether the intervals of the two medians do."""
     if first.given_up() or other.given_up():
         return None
     values = [[(move.boot, move.figures.get(key)) for move in group.counted] for group in (other, first)]
-    return comparison.compare_medians(*values)
+    result = comparison.compare_medians(*values)
+    if result is None:
+        return None
+    one, two = (group.stat(key).interval for group in (first, other))
+    return result | {"overlap": one["low"] <= two["high"] and two["low"] <= one["high"]}
 
 
 def scenario_of(entry):
@@ -133,7 +138,7 @@ def address(move):
 
 
 def tally(differences):
-    """{(first's name, other's name): {"less": [...], "more": [...], "none": [...], "open": [...]}} of ratios."""
+    """{(first's name, other's name): {"less": [...], "more": [...], "none": [...], "open": [...]}} of comparisons."""
     found = {}
     for first, other, result in differences:
         pair = found.setdefault((first.contender["name"], other.contender["name"]),
@@ -141,13 +146,16 @@ def tally(differences):
         if result is None or not result["enough"]:
             pair["open"].append(result)
         else:
-            pair["none" if not result["shown"] else "less" if result["ratio"] < 1 else "more"].append(result["ratio"])
+            pair["none" if not result["shown"] else "less" if result["ratio"] < 1 else "more"].append(result)
     return found
 
 
 def ratios(found):
-    low, high = min(found), max(found)
-    return f"{times(low)} times" if times(low) == times(high) else f"{times(low)} to {times(high)} times"
+    low, high = (end(result["ratio"] for result in found) for end in (min, max))
+    words = f"{times(low)} times" if times(low) == times(high) else f"{times(low)} to {times(high)} times"
+    overlaps = sum(result["overlap"] for result in found)
+    many = "there" if len(found) == 1 else f"at {overlaps} of them"
+    return f"{words}; the medians' own intervals overlap {many}" if overlaps else words
 
 
 def points_in_words(count):

@@ -102,15 +102,19 @@ def main_table(study, scenario):
                  "failed.")
 
 
+VERDICTS = {(False, False): "no difference shown", (True, False): "differs",
+            (True, True): "differs; the medians' intervals overlap"}
+
+
 def ratio_cell(result, pair, key):
     """pair: (what it is compared with, the group itself)."""
     if result is None or not result["enough"]:
         return el("td", "–", title="too few runs in one boot, or some were given up")
     return el("td", times(result["ratio"]), el("i", f"{times(result['low'])} – {times(result['high'])}"),
-              el("i", "differs" if result["shown"] else "no difference shown"),
+              el("i", VERDICTS[result["shown"], result["shown"] and result["overlap"]]),
               class_="shown" if result["shown"] else None, data_figure=key, data_stat="ratio", data_key=pair[1].key,
               data_against=pair[0].contender["name"], data_value=repr(result["ratio"]),
-              data_shown="yes" if result["shown"] else "no")
+              data_shown="yes" if result["shown"] else "no", data_overlap="yes" if result["overlap"] else "no")
 
 
 def ratio_table(study, scenario):

@@ -15,6 +15,7 @@ import comparison
 
 SERIES, OUTLIERS = 1000, 0.02
 NOISES = (0.03, 0.05, 0.08)
+ALL_NOISES = (*NOISES, 0.12, 0.2)  # a busy machine's
 
 
 def timings(chance, count, noise, scale=1.0):
@@ -87,7 +88,7 @@ def itself(context):
     flagged = []
     for seed in range(SERIES):
         chance = random.Random(f"itself {seed}")
-        count, noise = chance.randint(5, 12), chance.choice(NOISES)
+        count, noise = chance.randint(5, 12), chance.choice(ALL_NOISES)
         flagged.append(comparison.compare_medians(runs(timings(chance, count, noise)),
                                                   runs(timings(chance, count, noise)))["shown"])
     worst = max(sum(flagged[i:i + 20]) for i in range(SERIES - 19))
@@ -137,6 +138,27 @@ def slowdown(context):
     expect(quiet >= 170, f"expected 170 or more of 200 to be flagged; got {quiet}")
 
 
+def apart(ours, theirs):
+    """Whether the medians' own intervals are."""
+    one, two = comparison.median_interval(ours), comparison.median_interval(theirs)
+    return one["high"] < two["low"] or two["high"] < one["low"]
+
+
+def overlap(context):
+    """Why the interval of the ratio decides, and not whether the medians' own overlap: what the latter loses."""
+    by_ratio = by_overlap = 0
+    for seed in range(SERIES // 2):
+        chance = random.Random(f"overlap {seed}")
+        count = chance.randint(6, 12)
+        slower, usual = timings(chance, count, 0.08, 1.2), timings(chance, count, 0.08)
+        by_ratio += comparison.compare_medians(runs(slower), runs(usual))["shown"]
+        by_overlap += apart(slower, usual)
+    print(f"    20 % slower, 6 to 12 runs, noise 8 %: {by_ratio} of {SERIES // 2} by the ratio's interval, {by_overlap} "
+          f"by medians whose intervals do not overlap")
+    expect(by_overlap <= 0.75 * by_ratio, f"expected the second rule to lose a quarter or more; {by_ratio} against "
+                                          f"{by_overlap}: the report's method says a third")
+
+
 def too_few(context):
     result = comparison.compare_medians(runs([1.0, 1.1]), runs([3.0, 3.1]))
     expect(not result["enough"] and not result["shown"], f"expected no verdict of two runs each; got {result}")
@@ -148,4 +170,5 @@ def too_few(context):
 
 run_cases(__doc__, {"few_values": few_values, "exact_bootstrap": exact_bootstrap, "exact_ranks": exact_ranks,
                     "coverage": coverage, "itself": itself, "several_boots": several_boots, "slowdown": slowdown,
+                    "overlap": overlap,
                     "too_few": too_few})

@@ -46,7 +46,7 @@ class Page(html.parser.HTMLParser):
         if name == "tr":
             self.rows.append({"figures": [], "links": []})
         if "data-figure" in attributes:
-            self.figures.append(attributes | {"text": ""})
+            self.figures.append(attributes | {"text": "", "small": ""})
             if name == "td":
                 self.rows[-1]["figures"].append(self.figures[-1])
         if name == "a" and self.rows:
@@ -55,7 +55,7 @@ class Page(html.parser.HTMLParser):
     def handle_startendtag(self, name, attributes):
         self.elements.append((name, dict(attributes)))
         if "data-figure" in dict(attributes):
-            self.figures.append(dict(attributes) | {"text": ""})
+            self.figures.append(dict(attributes) | {"text": "", "small": ""})
 
     def handle_endtag(self, name):
         if not self.open or self.open.pop() != name:
@@ -64,6 +64,8 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, text):
         if self.figures and self.open and self.open[-1] == "td":
             self.figures[-1]["text"] += text
+        elif self.figures and self.open[-2:] == ["td", "i"]:
+            self.figures[-1]["small"] += text
 
 
 @functools.cache
@@ -238,6 +240,17 @@ def ratios(context):
         expect(shown["dirty-rate/0/rdma"] == "yes", "expected 16 % less total time of 6 runs each to be shown")
         expect("dirty-rate/18000/rdma" not in shown, "expected no ratio where all runs were given up")
         expect("patterns/once/rdma" not in shown, "expected no ratio of one run each")
+
+    intervals = {(figure["data-figure"], figure["data-key"]): (float(figure["data-low"]), float(figure["data-high"]))
+                 for figure in world.page.figures if figure["data-stat"] == "median" and "data-low" in figure}
+    for figure in found:
+        (low, high), (other_low, other_high) = (
+            intervals[figure["data-figure"], key] for key in
+            (figure["data-key"], f"{figure['data-key'].rpartition('/')[0]}/{figure['data-against']}"))
+        overlap = "yes" if low <= other_high and other_low <= high else "no"
+        expect(figure["data-overlap"] == overlap, f"expected the medians' intervals to overlap: {overlap}; {figure}")
+        told = "differs; the medians' intervals overlap" in figure["small"]
+        expect(told == (overlap == figure["data-shown"] == "yes"), f"expected an overlap to be told of; got {figure}")
 
     def some_given_up(out):
         document = alone(bare(repeats=6))(out)
