@@ -139,8 +139,11 @@ class Session:
             return
         self.limited.add(state)
         self.run.progress.draw("measuring what the link can do")
-        with_rdma = any(cell.contender["transport"] == "rdma" for cell in self.run.cells if not cell.left_out)
-        found = link_limits.measure(*self.ends, with_rdma, DEFAULT_LANES, self.run.warn)
+        cells = [cell for cell in self.run.cells if not cell.left_out]
+        with_rdma = any(cell.contender["transport"] == "rdma" for cell in cells)
+        lanes = link_limits.lanes_of(cell.options() for cell in cells) | {DEFAULT_LANES}
+        found = [limit for ways in (self.ends, self.ends[::-1])
+                 for limit in link_limits.measure(*ways, with_rdma, lanes, self.run.warn)]
         self.boot["limits"] += [{**limit, "link": settings["link"], "mtu": self.mtu()} for limit in found]
         self.run.store.save()
 

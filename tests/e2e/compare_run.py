@@ -364,6 +364,25 @@ def rates(context):
     expect(found == {"one": 100.0}, f"expected 100 pages/s of the guest that writes; got {found}")
 
 
+def limits(context):
+    """As many streams as it takes, and as many messages as make a second."""
+    for speeds, asked, wanted, tried in (
+            ({1: 9.0, 2: 9.1, 4: 5.0}, set(), 9.1, "1, 2"),
+            ({1: 4.0, 2: 7.0, 4: 8.0, 8: 8.1}, set(), 8.1, "1, 2, 4, 8"),
+            ({1: 9.0, 2: 9.0, 6: 9.5}, {6}, 9.5, "1, 2, 6, 8")):
+        with replacing({(link_limits, "tcp"): lambda *way, speeds=speeds: speeds.get(way[2], 1.0)}):
+            rate, note = link_limits.best_tcp("a", "b", asked)
+        expect(rate == wanted and note.endswith(f"the best of {tried}"),
+               f"expected {wanted} of {tried} streams; got {rate}: {note}")
+    for speed, wanted in ((40e6, [512]), (12.5e9, [512, 190734])):
+        made = []
+        with replacing({(link_limits, "rdma_once"): lambda *way, made=made, speed=speed: made.append(way[3]) or speed}):
+            link_limits.rdma("a", "b", ["ib_send_bw"])
+        expect(made == wanted, f"expected {wanted} messages at {speed / 1e9:g} GB/s; got {made}")
+    got = link_limits.lanes_of([["--lanes=4", "--verify"], [], ["--lanes=16"]])
+    expect(got == {4, 16}, f"expected the lanes that are asked for; got {got}")
+
+
 def patience(context):
     settings = {"guests": 1}
     for options, wanted in (([], 600), (["--max-time=10s"], 600), (["--max-time=20m"], 1200 + trial.SLACK_SECONDS),
@@ -580,6 +599,6 @@ def usage(context):
 
 
 run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "ends": ends,
-                    "kept": kept, "half said": half_said, "mixed": mixed, "rates": rates, "patience": patience, "only": only,
-                    "shaping": shaping, "restoring": restoring, "counters": counters, "usage": usage,
-                    "interrupted": interrupted, "going on": going_on})
+                    "kept": kept, "half said": half_said, "mixed": mixed, "rates": rates, "limits": limits,
+                    "patience": patience, "only": only, "shaping": shaping, "restoring": restoring,
+                    "counters": counters, "usage": usage, "interrupted": interrupted, "going on": going_on})
