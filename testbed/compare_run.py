@@ -384,6 +384,9 @@ class Run:
             self.progress.step(began)
         self.progress.say(f"{what}  {move['source']} -> {move['destination']}  {summary(move)}  "
                           f"{self.progress.left(self.missing())}")
+        told = nic_counters.told(move["counters"])
+        if told:
+            self.progress.say(f"    {told}")
 
 
 def summary(move):

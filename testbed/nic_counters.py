@@ -98,3 +98,10 @@ def changed(before, after):
     """What moved in between."""
     return {group: {name: value - before[group].get(name, 0) for name, value in after[group].items()
                     if value != before[group].get(name, 0)} for group in after}
+
+
+def told(counters):
+    """Those of a move that have a meaning, in one line; None when none moved."""
+    parts = [f"{side} {name} +{value} ({words})" for side, groups in counters.items() for group in groups.values()
+             for name, value in group.items() if value and (words := meaning(name))]
+    return f"counters: {', '.join(parts)}" if parts else None

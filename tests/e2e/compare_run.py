@@ -458,6 +458,11 @@ def counters(context):
                         ("local_ack_timeout_err", "again"), ("rx_discards_phy", "dropped")):
         expect(words in (nic_counters.meaning(name) or ""), f"expected '{words}' in what {name} means; got "
                                                             f"{nic_counters.meaning(name)}")
+    told = nic_counters.told({"source": {**changed, "interface": {"rx_bytes": 8}}, "destination": {"rdma": {}}})
+    wanted = ("counters: source np_cnp_sent +1 (congestion notifications sent), "
+              "source RetransSegs +1 (TCP segments sent again)")
+    expect(told == wanted, f"expected '{wanted}'; got '{told}'")
+    expect(nic_counters.told({"source": {"interface": {"rx_bytes": 8}}}) is None, "expected no line without trouble")
     expect(nic_counters.meaning("rx_bytes") is None, "expected no words for a counter that says nothing of trouble")
     expect(nic_counters.parse("") == {"interface": {}, "rdma": {}, "tcp": {}}, "expected nothing of silence")
 
