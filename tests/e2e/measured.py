@@ -8,7 +8,7 @@ from cases import run_cases
 from hosts import World, expect, wait_until
 
 ROLES = ("guest_s", "engine_s", "lanes_s", "other_s")
-BANDWIDTH, LIMIT = "16M", "800ms"  # the move takes two seconds: a lab guest gives its account once a second
+BANDWIDTH, LIMIT = "16M", "800ms"  # the move takes two seconds, and several rounds
 SLACK_S = 0.05  # roles are read one after the other, and rounded
 
 

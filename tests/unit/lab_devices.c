@@ -165,6 +165,38 @@ Test(lab_devices, ports_of_the_lab)
     devices_destroy(&d);
 }
 
+Test(lab_devices, the_count_of_pages_goes_on_beyond_32_bits)
+{
+    static const struct {
+        uint32_t told;
+        unsigned size;
+        uint64_t want;
+    } steps[] = {
+        {5, 4, 5},
+        {5, 4, 5},
+        {9, 2, 5}, /* no access of this port */
+        {0xfffffff0, 4, 0xfffffff0},
+        {16, 4, (1ull << 32) + 16},
+    };
+    struct guest_workload account;
+    struct devices d;
+
+    devices_init(&d);
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        cr_expect_eq(devices_out(&d, 0, LAB_PORT_WRITTEN, steps[i].size, steps[i].told),
+                     DEVICE_DONE);
+        devices_account(&d, &account);
+        cr_expect_eq(account.pages_written, steps[i].want, "step %zu: expected %llu, got %llu", i,
+                     (unsigned long long)steps[i].want, (unsigned long long)account.pages_written);
+    }
+    print(&d, "wander-guest: stat written=8589934592 rate=1\n");
+    devices_out(&d, 0, LAB_PORT_WRITTEN, 4, 3);
+    devices_account(&d, &account);
+    cr_expect_eq(account.pages_written, (2ull << 32) + 3, "after a line: got %llu",
+                 (unsigned long long)account.pages_written);
+    devices_destroy(&d);
+}
+
 /* The latch belongs to its vCPU: another one's read between the halves does not disturb. */
 Test(lab_devices, clock_halves_are_latched_per_vcpu)
 {

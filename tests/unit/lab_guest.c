@@ -309,6 +309,39 @@ Test(lab_guest, a_running_guest_can_be_destroyed)
     }
 }
 
+static unsigned stat_lines(struct guest *guest)
+{
+    char text[DEVICES_CONSOLE_SIZE + 1];
+    unsigned count = 0;
+
+    guest->ops->console(guest, text, sizeof text);
+    for (const char *at = text; (at = strstr(at, ": stat ")); at++)
+        count++;
+    return count;
+}
+
+Test(lab_guest, tells_its_count_more_often_than_on_the_console)
+{
+    struct guest_workload account = {0};
+    uint64_t newest = 0;
+    unsigned changes = 0;
+    struct guest *guest;
+
+    need_kvm();
+    guest = new_guest(32, 2, "hot=8M,rate=2000");
+    resume(guest);
+    for (int i = 0; i < 3000 && changes <= stat_lines(guest) + 5; i++) {
+        usleep(10000);
+        guest->ops->workload(guest, &account);
+        cr_expect_geq(account.pages_written, newest, "a count that goes down");
+        changes += account.pages_written != newest;
+        newest = account.pages_written;
+    }
+    cr_expect_gt(changes, stat_lines(guest) + 5, "the count changed %u times with %u lines",
+                 changes, stat_lines(guest));
+    guest->ops->destroy(guest);
+}
+
 static uint64_t cpu_time_within(struct guest *guest, unsigned seconds)
 {
     const struct lab *lab = (const struct lab *)guest;

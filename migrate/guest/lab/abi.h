@@ -11,7 +11,8 @@
  *
  * Console (COM1, polled): every line begins with "wander-guest: " and a word, then key=value pairs:
  *   ready vcpus=N memory=BYTES hot=BYTES clock=vmm-port|tsc                 once, before the first write
- *   stat written=N rate=N                                                   about once a second (pages, pages/s)
+ *   stat written=N rate=N                                                   about once a second (pages, pages/s); see
+ *                                                                           LAB_PORT_WRITTEN
  *   moved move=N gap_ns=N                                                   after a migration (or a gap under QEMU)
  *   check move=N pages=N bad=N [page=N result=torn|stale|misplaced|corrupt]  after a self-check; the first bad one
  * and a fatal "panic ..." line. A received 'c' asks for a self-check of every page of the hot set ever stamped; each vCPU checks its
@@ -27,6 +28,7 @@
 #define LAB_PORT_MAGIC      0x610 /* in, 32 bit: LAB_MAGIC */
 #define LAB_PORT_SLEPT      0x618 /* in, 32 bit: how long this vCPU's latest rest was, in ns, up to the pause if one ended it */
 #define LAB_PORT_EXIT       0x614 /* out, 32 bit: the guest cannot go on; the VMM reports it and pauses it */
+#define LAB_PORT_WRITTEN    0x61c /* out, 32 bit: low half of the pages written so far; about every 10 ms, one exit each */
 
 #define LAB_MAGIC 0x52444e57u /* "WNDR" */
 

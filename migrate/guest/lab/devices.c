@@ -174,6 +174,12 @@ uint32_t devices_in(struct devices *d, unsigned vcpu, uint16_t port, unsigned si
     return value;
 }
 
+/* The count goes up by less than 2^32 from one to the next: its high half follows. */
+static void note_written(struct devices_state *s, uint32_t low)
+{
+    s->account.pages_written += (uint32_t)(low - (uint32_t)s->account.pages_written);
+}
+
 enum device_request devices_out(struct devices *d, unsigned vcpu, uint16_t port, unsigned size,
                                 uint32_t value)
 {
@@ -181,6 +187,10 @@ enum device_request devices_out(struct devices *d, unsigned vcpu, uint16_t port,
     if (is_serial(port)) {
         pthread_mutex_lock(&d->lock);
         serial_out(&d->state, port - LAB_PORT_SERIAL, (uint8_t)value);
+        pthread_mutex_unlock(&d->lock);
+    } else if (size == 4 && port == LAB_PORT_WRITTEN) {
+        pthread_mutex_lock(&d->lock);
+        note_written(&d->state, value);
         pthread_mutex_unlock(&d->lock);
     } else if (size == 4 && port == LAB_PORT_SLEEP) {
         return DEVICE_SLEEP;

@@ -23,6 +23,8 @@ struct clock {
     /* vCPU 0, at each look, before `moves`: the pause that this look has ended, if it has ended
      * one, as far as the clock tells. `ns` is how long the look before is ago. */
     uint64_t (*gap)(uint64_t now, uint64_t ns);
+    /* vCPU 0: tells how many pages have been written, cheaply. NULL: only the console is there. */
+    void (*written)(uint64_t pages);
 };
 
 bool clock_vmm_present(void);

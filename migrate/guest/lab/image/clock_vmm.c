@@ -45,6 +45,11 @@ static uint64_t vmm_gap(uint64_t now, uint64_t ns)
     return ns;
 }
 
+static void vmm_written(uint64_t pages)
+{
+    out32(LAB_PORT_WRITTEN, (uint32_t)pages);
+}
+
 const struct clock clock_vmm = {
     .name = "vmm-port",
     .counts_moves = true,
@@ -54,4 +59,5 @@ const struct clock clock_vmm = {
     .rest = vmm_rest,
     .moves = vmm_moves,
     .gap = vmm_gap,
+    .written = vmm_written,
 };

@@ -1,4 +1,4 @@
-/* What vCPU 0 does for all: it reports once a second, notices moves, and asks for checks. */
+/* What vCPU 0 does for all: it reports how much was written, notices moves, and asks for checks. */
 #include <stddef.h>
 
 #include "console.h"
@@ -30,12 +30,19 @@ static void ask_for_check(void)
     __atomic_store_n(&check.moves, keeper.moves, __ATOMIC_SEQ_CST);
 }
 
-static void report_stat(uint64_t now)
+static uint64_t pages_written(void)
 {
-    uint64_t written = 0, ns = now - keeper.stat_at;
+    uint64_t written = 0;
 
     for (uint32_t i = 0; i < vcpu_count(); i++)
         written += __atomic_load_n(&vcpu_table[i].counter, __ATOMIC_RELAXED);
+    return written;
+}
+
+static void report_stat(uint64_t now)
+{
+    uint64_t written = pages_written(), ns = now - keeper.stat_at;
+
     line_begin("stat");
     line_number("written", written);
     line_number("rate", (written - keeper.stat_written) * 1000 / (ns / 1000000));
@@ -124,6 +131,8 @@ void keeper_look(uint64_t now, uint32_t moves, uint64_t gap)
     if (now - keeper.console_at >= CONSOLE_NS) {
         keeper.console_at = now;
         keeper.check_asked |= console_received('c');
+        if (guest.clock->written)
+            guest.clock->written(pages_written());
     }
     if (keeper.checking && check_finished()) {
         keeper.checking = false;
