@@ -33,8 +33,9 @@ struct dirty_profile {
 };
 
 /* Watches the running guest for `duration_ns`, with a tracker that has been started and whose
- * earlier finds it takes. `interrupted` as in struct rounds_config; may be NULL. Blocks that long.
- * The session's thread. -errno: the tracker's. */
+ * earlier finds it takes; one whose collect re-arms (dirty-ring) slows the guest meanwhile, so that
+ * less is found than it writes otherwise. `interrupted` as in struct rounds_config; may be NULL.
+ * Blocks that long. The session's thread. -errno: the tracker's. */
 int dirty_profile_sample(struct guest *guest, struct tracker *tracker, uint64_t duration_ns,
                          int (*interrupted)(void *context, struct error *err), void *context,
                          struct dirty_profile *out, struct error *err);

@@ -214,6 +214,7 @@ const struct cli_command predict_command = {
         "Watches the running guest and sends a sample of its memory to the destination, which\n"
         "throws it away; the guest runs on. Ctrl-C ends it, and so do wander cancel\n"
         "and wander migrate. GUEST is a name, or qmp:PATH, as for wander migrate.\n"
+        "With --tracker dirty-ring watching slows the guest, and the prediction may be too good.\n"
         "Exit codes: 0 it converges over the transport that URI names; 1 it does not, or that\n"
         "transport cannot be used, or the prediction failed; 2 usage.\n",
     .min_arguments = 2,
