@@ -8,7 +8,8 @@
 enum {
     REAP_MS = 20,
     REAP_MAX = 16,
-    ARRIVE_MS = 5000, /* from the last byte posted until all have arrived */
+    ARRIVE_MS = 5000, /* from the last byte posted, or the last piece that arrived */
+    AHEAD = 2,        /* pieces under way at first */
 };
 
 struct trial {
@@ -22,11 +23,10 @@ struct trial {
 
 static int timed_out(const struct trial *t, struct error *err)
 {
-    return error_set(
-        err, ETIMEDOUT,
-        "the lanes opened, but of %llu KiB posted the last did not arrive in time; see "
-        "whether the path between the hosts drops large packets (MTU)",
-        (unsigned long long)t->posted >> 10);
+    return error_set(err, ETIMEDOUT,
+                     "the lanes opened, but of %llu KiB posted the last did not arrive in time: "
+                     "the path is too slow, or it drops large packets (see its MTU)",
+                     (unsigned long long)t->posted >> 10);
 }
 
 static void note_fence(struct trial *t, uint64_t fence)
@@ -35,6 +35,8 @@ static void note_fence(struct trial *t, uint64_t fence)
     uint64_t now = clock_now();
 
     t->completed_fence = fence;
+    if (t->deadline < now + ARRIVE_MS * NS_PER_MS)
+        t->deadline = now + ARRIVE_MS * NS_PER_MS;
     if (fence <= r->piece_count)
         r->pieces[fence - 1].at_ns = now - t->began;
 }
@@ -84,6 +86,17 @@ static int await_fences(struct trial *t, struct error *err)
     int result = 0;
 
     while (!result && t->completed_fence < t->next_fence)
+        result = reap(t, REAP_MS, err);
+    return result;
+}
+
+/* The more arrive, the more are let out: a slow path is not buried under what fills the buffers at
+ * this end at once, and one that is fast and long has enough under way before long. */
+static int pace(struct trial *t, struct error *err)
+{
+    int result = 0;
+
+    while (!result && t->next_fence - t->completed_fence >= AHEAD + t->completed_fence)
         result = reap(t, REAP_MS, err);
     return result;
 }
@@ -141,6 +154,8 @@ static int send_all(struct trial *t, struct error *err)
             result = end_piece(t, err);
         if (!result)
             result = reap(t, 0, err);
+        if (!result)
+            result = pace(t, err);
     }
     if (!result && t->posted > t->fenced)
         result = end_piece(t, err);
@@ -155,24 +170,42 @@ static int send_all(struct trial *t, struct error *err)
 static int send_again(struct trial *t, struct error *err)
 {
     struct trial_result *r = t->result;
-    uint64_t began = clock_now();
+    uint64_t began = clock_now(), bytes = 0, fenced = 0;
     int result = 0;
 
     t->deadline = began + t->config->again_ns + ARRIVE_MS * NS_PER_MS;
-    while (!result && r->again_bytes < t->posted && clock_now() - began < t->config->again_ns) {
-        uint64_t length = chunk_at(t->posted, r->again_bytes);
+    while (!result && bytes < t->posted && clock_now() - began < t->config->again_ns) {
+        uint64_t length = chunk_at(t->posted, bytes);
 
-        result = post_chunk(t, r->again_bytes, length, err);
-        r->again_bytes += length;
+        result = post_chunk(t, bytes, length, err);
+        bytes += length;
         if (!result)
             result = reap(t, 0, err);
+        if (!result && bytes - fenced >= t->config->piece_bytes) {
+            fenced = bytes;
+            result = post_fence(t, err);
+        }
     }
-    if (!result)
+    if (!result && bytes > fenced)
         result = post_fence(t, err);
     if (!result)
         result = await_fences(t, err);
+    if (result)
+        return result;
+    r->again_bytes = bytes;
     r->again_ns = clock_now() - began;
-    return result;
+    return 0;
+}
+
+/* What fails here has worked before: then the rate of later rounds is not known. */
+static int try_again(struct trial *t, struct error *err)
+{
+    int result = send_again(t, err);
+
+    if (!result || result == -ECANCELED)
+        return result;
+    error_clear(err);
+    return 0;
 }
 
 static int time_fences(struct trial *t, struct error *err)
@@ -224,10 +257,10 @@ int trial_run(const struct trial_config *config, int connect_ms, struct trial_re
         result = send_all(&t, err);
     if (!result && config->after)
         result = config->after(config->context, err);
-    if (!result && config->again_ns)
-        result = send_again(&t, err);
     if (!result)
         result = time_fences(&t, err);
+    if (!result && config->again_ns)
+        result = try_again(&t, err);
     if (t.transport)
         transport_shutdown(t.transport);
     transport_close(t.transport);

@@ -38,7 +38,7 @@ struct trial_result {
     uint64_t bytes, ns;  /* ns: from the first post to the last fence */
     unsigned piece_count;
     struct trial_piece pieces[TRIAL_MAX_PIECES];
-    uint64_t again_bytes, again_ns; /* of the second time, its fence included */
+    uint64_t again_bytes, again_ns; /* of the second time, its fences included; 0: not known */
     unsigned fence_count;
     uint64_t fence_ns[TRIAL_MAX_FENCES]; /* what each empty fence took */
 };

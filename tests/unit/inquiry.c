@@ -305,22 +305,33 @@ static int counted(void *context, struct error *err)
     return 0;
 }
 
-static void send_to(struct stage *s, const struct inquiry *q, const struct found_message *found)
+static struct trial_result run_trial(struct stage *s, const struct inquiry *q,
+                                     const struct found_message *found, struct trial_config config)
 {
     struct transport_params params = preflight_params(&s->options);
     struct trial_result result;
     struct address peer;
     struct error err = {0};
-    unsigned calls = 0;
-    void *memory =
+
+    params.epoch = 1;
+    memcpy(params.token, q->token, sizeof(params.token));
+    config.peer = &peer;
+    config.params = &params;
+    config.size = found->room;
+    config.piece_bytes = 4 << 20;
+    config.memory =
         mmap(NULL, found->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    cr_assert_eq(inquiry_lane_address(q, "tcp", found, &peer, &err), 0, "%s", err.text);
+    cr_assert_eq(trial_run(&config, 5000, &result, &err), 0, "%s", err.text);
+    munmap(config.memory, found->room);
+    return result;
+}
+
+static void send_to(struct stage *s, const struct inquiry *q, const struct found_message *found)
+{
+    unsigned calls = 0;
     struct trial_config config = {
-        .peer = &peer,
-        .params = &params,
         .filter = "",
-        .memory = memory,
-        .size = found->room,
-        .piece_bytes = 4 << 20,
         .enough_ns = 60 * NS_PER_S,
         .limit_ns = 60 * NS_PER_S,
         .again_ns = 60 * NS_PER_S,
@@ -329,11 +340,7 @@ static void send_to(struct stage *s, const struct inquiry *q, const struct found
         .after = counted,
         .context = &calls,
     };
-
-    params.epoch = 1;
-    memcpy(params.token, q->token, sizeof(params.token));
-    cr_assert_eq(inquiry_lane_address(q, "tcp", found, &peer, &err), 0, "%s", err.text);
-    cr_assert_eq(trial_run(&config, 5000, &result, &err), 0, "%s", err.text);
+    struct trial_result result = run_trial(s, q, found, config);
     uint64_t bytes = 0, last_ns = 0;
     for (unsigned i = 0; i < result.piece_count; i++) {
         cr_expect(result.pieces[i].at_ns >= last_ns, "piece %u arrived before the one before", i);
@@ -351,7 +358,6 @@ static void send_to(struct stage *s, const struct inquiry *q, const struct found
               (unsigned long long)result.again_bytes);
     cr_expect(result.fence_count == 3 && calls == 2, "came %u fences, %u calls", result.fence_count,
               calls);
-    munmap(memory, found->room);
 }
 
 Test(inquiry, a_destination_gives_no_more_room_than_it_wants_and_takes_what_is_sent_there)
@@ -389,6 +395,70 @@ Test(inquiry, a_destination_gives_no_more_room_than_it_wants_and_takes_what_is_s
         incoming_free(s.incoming);
         close(s.listener);
     }
+}
+
+static void find_room(struct stage *s, struct inquiry *q, struct found_message *found,
+                      pthread_t *thread)
+{
+    struct probe_message wanted = {64 << 20, GUEST_ANONYMOUS};
+    struct error err = {0};
+
+    begin_inquiry(s, play_destination, 60000, thread, q);
+    cr_assert_eq(inquiry_probe(q, &wanted, found, &err), 0, "%s", err.text);
+    cr_assert_eq(found->room, wanted.room);
+}
+
+/* What its buffers would have taken in that time is much more. */
+Test(inquiry, a_slow_path_is_sent_no_more_than_a_few_pieces, .timeout = 60)
+{
+    struct stage s = open_stage();
+    struct trial_config config = {
+        .filter = "delay=1s", .enough_ns = 60 * NS_PER_S, .limit_ns = 500 * NS_PER_MS};
+    struct found_message found = {0};
+    struct inquiry q;
+    pthread_t thread;
+
+    find_room(&s, &q, &found, &thread);
+    struct trial_result result = run_trial(&s, &q, &found, config);
+    cr_expect_leq(result.bytes, 8u << 20, "came %llu bytes", (unsigned long long)result.bytes);
+    end_inquiry(&s, thread, &q);
+    incoming_free(s.incoming);
+}
+
+static int cancel_destination(void *stage, struct error *err)
+{
+    struct stage *s = stage;
+    struct incoming_status status = {0};
+
+    (void)err;
+    incoming_cancel(s->incoming);
+    while (!status.finished) {
+        clock_sleep_until(clock_now() + NS_PER_MS);
+        incoming_get_status(s->incoming, &status);
+    }
+    return 0;
+}
+
+Test(inquiry, a_path_that_fails_the_second_time_is_known_all_the_same, .timeout = 60)
+{
+    struct stage s = open_stage();
+    struct trial_config config = {.filter = "",
+                                  .enough_ns = 60 * NS_PER_S,
+                                  .limit_ns = 60 * NS_PER_S,
+                                  .again_ns = 60 * NS_PER_S,
+                                  .after = cancel_destination,
+                                  .context = &s};
+    struct found_message found = {0};
+    struct inquiry q;
+    pthread_t thread;
+
+    find_room(&s, &q, &found, &thread);
+    struct trial_result result = run_trial(&s, &q, &found, config);
+    cr_expect(result.bytes == found.room && result.again_bytes == 0 && result.again_ns == 0,
+              "came %llu bytes, and again %llu", (unsigned long long)result.bytes,
+              (unsigned long long)result.again_bytes);
+    end_inquiry(&s, thread, &q);
+    incoming_free(s.incoming);
 }
 
 Test(inquiry, a_destination_that_was_sent_nonsense_says_so)
