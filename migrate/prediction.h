@@ -20,6 +20,7 @@ struct path_profile {
     double bandwidth_spread; /* half the width of where 90 % of moves lie by its pieces, relative */
     uint64_t zero_bandwidth; /* bytes/s at which zero pages are sifted out; 0: costs nothing */
     uint64_t setup_ns;       /* from the accepted command to the first round */
+    uint64_t tracked_ns;     /* of that, what the guest's writing is tracked in: lanes open */
     uint64_t first_ns; /* of the first round beyond its pages: windows open, memory registers */
     uint64_t round_ns; /* what a round takes beyond its pages: its fence, its collect */
     uint64_t round_trip_ns; /* of the control channel */

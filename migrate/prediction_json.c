@@ -42,6 +42,7 @@ static const struct field path_fields[] = {
 
 /* A path that was written down without one of them is taken as well. */
 static const struct field optional_fields[] = {
+    PATH(tracked_ns, "tracked_ns"),
     PATH(first_ns, "first_ns"),
     PATH(again_bandwidth, "again_bandwidth_bytes_per_s"),
 };
@@ -134,6 +135,7 @@ int path_profile_from_json(const cJSON *json, struct path_profile *out, struct e
     *out = (struct path_profile){0};
     if (!result)
         result = fields_read(json, out, path_fields, COUNT(path_fields), err);
+    out->tracked_ns = out->setup_ns; /* where nothing tells them apart */
     for (size_t i = 0; !result && i < COUNT(optional_fields); i++)
         if (cJSON_HasObjectItem(json, optional_fields[i].key))
             result = fields_read(json, out, &optional_fields[i], 1, err);

@@ -13,6 +13,7 @@
 
 #include <string.h>
 
+#include "migrate/numbers.h"
 #include "transport/base/clock.h"
 
 enum {
@@ -32,21 +33,6 @@ struct run {
     double elapsed_ns, bytes;
     unsigned round_count, throttle, steady_rounds;
 };
-
-static double smaller(double a, double b)
-{
-    return a < b ? a : b;
-}
-
-static double larger(double a, double b)
-{
-    return a > b ? a : b;
-}
-
-static uint64_t to_u64(double value)
-{
-    return value >= 0x1p64 ? UINT64_MAX : value > 0 ? (uint64_t)value : 0;
-}
 
 static double send_ns(const struct run *r, double pages)
 {
@@ -94,23 +80,24 @@ static void note_round(struct run *r, double pages, double sent, double ns, doub
         r->input.bandwidth = policy_bandwidth(r->rounds, r->input.round_count);
 }
 
-/* Every present page goes, and nothing is re-armed: what was written since tracking began, in the
- * set-up, is dirty. */
+/* Every present page goes, and nothing is re-armed: what was written since tracking began, at the
+ * end of the set-up, is dirty. */
 static void first_round(struct run *r)
 {
     const struct run_setting *s = r->setting;
     double sent = larger(s->present_pages - s->zero_pages, 0);
     double setup_ns = s->costs->setup_ns ? (double)s->costs->setup_ns : (double)s->path->setup_ns;
+    double tracked_ns = smaller((double)s->path->tracked_ns, setup_ns);
     double ns = send_ns(r, sent) + (double)s->path->first_ns + (double)s->path->round_ns;
 
     if (s->path->zero_bandwidth)
         ns += s->zero_pages * GUEST_PAGE_SIZE * (double)NS_PER_S / (double)s->path->zero_bandwidth;
     for (unsigned g = 0; g < CURVE_GROUPS; g++) {
-        double written_ns = setup_ns * s->speed + work_ns(r, ns);
+        double written_ns = tracked_ns * s->speed + work_ns(r, ns);
         r->found[g] = dirty_curve_pages(s->curve, g, written_ns);
     }
     r->elapsed_ns = setup_ns;
-    note_round(r, s->present_pages, sent, ns, setup_ns + ns);
+    note_round(r, s->present_pages, sent, ns, tracked_ns + ns);
 }
 
 /* What a group's turn does. */

@@ -12,6 +12,7 @@
 #include "migrate/exchange.h"
 #include "migrate/guest/tracker.h"
 #include "migrate/inquiry.h"
+#include "migrate/numbers.h"
 #include "migrate/page_sample.h"
 #include "migrate/preflight.h"
 #include "migrate/trial.h"
@@ -155,21 +156,14 @@ static double guest_share(const struct dirty_profile *guest, uint64_t pages, uin
     return high;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
 static uint64_t median_fence(const struct trial_result *trial)
 {
     double ns[TRIAL_MAX_FENCES];
 
     for (unsigned i = 0; i < trial->fence_count; i++)
         ns[i] = (double)trial->fence_ns[i];
-    qsort(ns, trial->fence_count, sizeof(*ns), by_value);
-    return trial->fence_count ? (uint64_t)ns[trial->fence_count / 2] : 0;
+    sort_doubles(ns, trial->fence_count);
+    return to_u64(quantile(ns, trial->fence_count, 0.5));
 }
 
 /* What a byte took from the end of piece `from` to that of piece `to`. */
@@ -185,13 +179,9 @@ static double ns_per_byte(const struct trial_result *trial, unsigned from, unsig
 /* Half the width of where the middle 90 % lie, relative to `mean`; sorts them. */
 static double spread_of(double *values, unsigned count, double mean)
 {
-    double edge = 0.05 * (count - 1);
-
-    qsort(values, count, sizeof(*values), by_value);
-    double low = values[0] + edge * (values[1] - values[0]);
-    double high = values[count - 1] - edge * (values[count - 1] - values[count - 2]);
-    double spread = (high - low) / 2 / mean;
-    return spread < WIDEST ? spread : WIDEST;
+    sort_doubles(values, count);
+    double width = quantile(values, count, 0.95) - quantile(values, count, 0.05);
+    return smaller(width / 2 / mean, WIDEST);
 }
 
 /* Without its fence, which counts for the round. */
@@ -260,6 +250,7 @@ static int run_trial(struct rehearsing *r, const struct inquiry *q,
         return result;
     uint64_t asked_ns = path->setup_ns;
     path->setup_ns += trial.connect_ns + r->tracking_ns;
+    path->tracked_ns = trial.connect_ns;
     weigh(&trial, path);
     log_line(
         LOG_DEBUG,

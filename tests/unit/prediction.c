@@ -20,6 +20,7 @@ static struct path_profile plain_path(void)
 {
     return (struct path_profile){.bandwidth = 100 * mib_per_s,
                                  .setup_ns = MS(50),
+                                 .tracked_ns = MS(50),
                                  .round_trip_ns = 100000,
                                  .guest_share = 1};
 }
@@ -121,6 +122,24 @@ Test(prediction, takes_learnt_costs_for_the_path_s)
     costs.setup_ns = MS(500);
     prediction_make(&guest, &path, &costs, &limits, 0, &p);
     expect_ms("the total", p.total_ns.expected, 1515, 5);
+}
+
+/* 10 MiB a second: 10 of them in the first round, and those of the set-up that lanes take. */
+Test(prediction, only_what_is_tracked_of_the_set_up_gets_dirty)
+{
+    struct dirty_profile guest = guest_of(0, 10 * MIB_PAGES);
+    struct path_profile path = plain_path();
+    struct policy_limits limits = {.downtime_ns = MS(1000)};
+    struct prediction p;
+
+    path.setup_ns = MS(1000);
+    for (unsigned tracked_ms = 0; tracked_ms <= 1000; tracked_ms += 500) {
+        path.tracked_ns = MS(tracked_ms);
+        p = predict(&guest, &path, &limits);
+        expect_ms("the total but for the downtime", p.total_ns.expected - p.downtime_ns.expected,
+                  2005, 2);
+        expect_ms("the downtime", p.downtime_ns.expected, 10 + 100 + 0.1 * tracked_ms, 3);
+    }
 }
 
 /* --- What does not converge */
@@ -432,6 +451,7 @@ Test(prediction, paths_and_costs_come_back_from_json)
                                             .bandwidth_spread = 0.25,
                                             .zero_bandwidth = 987654321,
                                             .setup_ns = 11,
+                                            .tracked_ns = 7,
                                             .round_ns = 22,
                                             .round_trip_ns = 33,
                                             .guest_share = 0.875};
@@ -449,6 +469,7 @@ Test(prediction, paths_and_costs_come_back_from_json)
     cr_expect_eq(path_again.bandwidth_spread, path.bandwidth_spread);
     cr_expect_eq(path_again.zero_bandwidth, path.zero_bandwidth);
     cr_expect_eq(path_again.setup_ns, path.setup_ns);
+    cr_expect_eq(path_again.tracked_ns, path.tracked_ns);
     cr_expect_eq(path_again.round_ns, path.round_ns);
     cr_expect_eq(path_again.round_trip_ns, path.round_trip_ns);
     cr_expect_eq(path_again.guest_share, path.guest_share);
@@ -480,6 +501,7 @@ static const struct {
     {false, "guest_share", "1.01"},
     {false, "guest_share", NULL},
     {false, "setup_ns", "1.5"},
+    {false, "tracked_ns", "-1"},
     {false, "round_ns", "[]"},
     {false, "round_trip_ns", "true"},
     {true, "samples", "-1"},
