@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "migrate/numbers.h"
 #include "migrate/prediction_run.h"
 #include "transport/base/clock.h"
 #include "transport/base/options.h"
@@ -21,26 +22,12 @@ enum {
     RUN_ROUNDS = 1000,
     SEARCH_ROUNDS = 200, /* of one run among many */
     MOST_THROTTLE = 99,
+    TELLING_BYTES = 1 << 20, /* fewer show no bandwidth */
 };
-
-static double smaller(double a, double b)
-{
-    return a < b ? a : b;
-}
-
-static double larger(double a, double b)
-{
-    return a > b ? a : b;
-}
 
 static bool ends(const struct run_result *r)
 {
     return r->end == RUN_SWITCHED_OVER || r->end == RUN_FORCED;
-}
-
-static uint64_t to_u64(double value)
-{
-    return value >= 0x1p63 ? INT64_MAX : value > 0 ? (uint64_t)value : 0;
 }
 
 /* How far a prediction may be off, in ns. */
@@ -282,11 +269,24 @@ static double most_pages(const struct policy_input *now)
     return (double)most;
 }
 
+/* Of the rounds after the first, once they show one: those send what is there already. */
+static double later_bandwidth(const struct policy_input *now)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 1; i < now->round_count; i++)
+        bytes += now->rounds[i].bytes;
+    return bytes < TELLING_BYTES ? 0
+                                 : (double)policy_bandwidth(now->rounds + 1, now->round_count - 1);
+}
+
 static struct run_setting refined(const struct dirty_profile *guest,
                                   const struct path_profile *path, const struct fixed_costs *costs,
                                   const struct policy_limits *limits,
                                   const struct policy_input *now, struct dirty_curve *curve)
 {
+    double later = later_bandwidth(now);
+
     if (guest && guest->window_count)
         dirty_curve_make(guest, curve);
     else
@@ -296,8 +296,8 @@ static struct run_setting refined(const struct dirty_profile *guest,
         .path = path,
         .costs = costs,
         .limits = limits,
-        .bandwidth = larger((double)now->bandwidth, 1),
-        .again = now->round_count == 1 ? path_again(path, 1, 0) : 1,
+        .bandwidth = later > 0 ? later : larger((double)now->bandwidth, 1),
+        .again = later > 0 ? 1 : path_again(path, 1, 0),
         .speed = 1,
         .look_ns = guest ? guest->collect_ns : 0,
         .most_rounds = RUN_ROUNDS,

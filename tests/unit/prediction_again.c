@@ -51,3 +51,33 @@ Test(prediction_again, the_last_round_goes_at_the_rate_of_later_rounds)
                   "case %zu: expected %.0f ms, came %.1f", i, cases[i].ms, ms);
     }
 }
+
+/* 64 MiB at 64 MiB/s, then 32 MiB/s or 128 MiB/s: what the first round showed counts no more. */
+Test(prediction_again, later_rounds_show_the_rate_themselves)
+{
+    static const struct {
+        uint64_t second_mib, ms;
+        double left_ms; /* for the 16 MiB that the newest round leaves */
+    } cases[] = {{0, 0, 125}, {16, 500, 500}, {16, 125, 125}};
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct policy_round rounds[2] = {{PAGES, 64 << 20, NS_PER_S, 4096, NS_PER_S, 0},
+                                         {cases[i].second_mib * 256, cases[i].second_mib << 20,
+                                          cases[i].ms * NS_PER_MS, 4096, NS_PER_S, 0}};
+        size_t count = cases[i].second_mib ? 2 : 1;
+        struct path_profile path = {
+            .bandwidth = 64 << 20, .guest_share = 1, .again_bandwidth = 128 << 20};
+        struct fixed_costs costs = {.bandwidth_ratio = 1};
+        struct policy_limits limits = {.downtime_ns = 10 * NS_PER_S};
+        struct policy_input now = {.rounds = rounds,
+                                   .round_count = count,
+                                   .elapsed_ns = 2 * NS_PER_S,
+                                   .bandwidth = policy_bandwidth(rounds, count)};
+        struct prediction p;
+
+        prediction_refine(NULL, &path, &costs, &limits, &now, &p);
+        double ms = (double)p.downtime_ns.expected / 1e6;
+        cr_expect(p.converges && ms > cases[i].left_ms * 0.95 && ms < cases[i].left_ms * 1.05,
+                  "case %zu: expected %.0f ms, came %.1f: %s", i, cases[i].left_ms, ms, p.why);
+    }
+}
