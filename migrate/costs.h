@@ -30,7 +30,7 @@ struct costs_key costs_key_of(const struct guest_description *guest,
 void costs_recall(const struct costs_key *key, struct fixed_costs *out);
 /* Adds a completed migration; others, and those that were verified or went through a filter, teach
  * nothing and return 0. `rehearsed`: the path it was foretold for; NULL: it was not. Blocks on the
- * file system, and at most 2 s for others who learn. */
+ * file system, and at most 100 ms for others who learn. */
 int costs_learn(const struct costs_key *key, const struct measurement *m,
                 const struct path_profile *rehearsed, struct error *err);
 

@@ -14,7 +14,7 @@
 #include "transport/base/clock.h"
 
 enum {
-    LOCK_MS = 2000,
+    LOCK_MS = 100, /* the migration is not over before */
     LOCK_RETRY_MS = 2,
     MAX_FILE_SIZE = 1 << 20, /* a full one has some 150 KiB */
     SCHEMA = 1,
@@ -23,6 +23,8 @@ enum {
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 static const uint64_t longest_ns = 3600 * NS_PER_S; /* of anything that can be believed */
+/* A bandwidth that was learnt is this many millionths of the rehearsed, or 0. */
+static const uint64_t least_ratio = 10000, most_ratio = 100000000;
 static const char file_name[] = "costs.json", new_name[] = "costs.json.new";
 
 /* A key as the file has it. */
@@ -69,7 +71,9 @@ static bool read_sample(const cJSON *json, struct cost_sample *out)
     return cJSON_IsObject(json) &&
            fields_read(json, out, sample_fields, COUNT(sample_fields), &(struct error){0}) == 0 &&
            out->setup_ns <= longest_ns && out->downtime_ns && out->downtime_ns <= longest_ns &&
-           out->finish_ns <= longest_ns;
+           out->finish_ns <= longest_ns &&
+           (!out->bandwidth_millionths ||
+            (out->bandwidth_millionths >= least_ratio && out->bandwidth_millionths <= most_ratio));
 }
 
 static void read_kind(const cJSON *json, struct cost_book *book)
