@@ -169,7 +169,9 @@ static int answer_probe(struct incoming *in, const struct message *m, struct err
     if (preflight_verdict(&found.findings, NULL) == 0)
         transport = open_trial(in, &wanted, &scratch, &found);
     result = channel_send(in->channel, MESSAGE_FOUND, body, found_encode(&found, body), err);
-    if (transport)
+    if (result)
+        transport_close(transport); /* nobody knows of it */
+    else if (transport)
         serve_trial(in, transport, scratch.prefault,
                     clock_now() + (wanted.room ? ROOM_MS : LANE_MS) * NS_PER_MS);
     close_scratch(&scratch);
