@@ -250,7 +250,8 @@ class Run:
         the comparison would not be the one that was asked for."""
         for transport in dict.fromkeys(cell.contender["transport"] for cell in self.cells if not cell.left_out):
             try:
-                pair.check(*session.ends, transport)
+                for ways in (session.ends, session.ends[::-1]):
+                    pair.check(*ways, transport)
             except Failure as failure:
                 if self.options.hosts != pair.LOCAL:
                     raise

@@ -61,6 +61,8 @@ def check_options(parser, options):
     """Ends the program with a usage error, before anything is started."""
     if len(options.hosts) not in (0, 2):
         parser.error(f"give two hosts or none, not {len(options.hosts)}")
+    if len(set(options.hosts)) == 1:
+        parser.error(f"give two different hosts, not {options.hosts[0]} twice")
     if options.addresses and len(options.addresses.split(",")) != 2:
         parser.error(f"--addresses: '{options.addresses}' is not two addresses with a comma between them")
     if options.hosts and (options.state or getattr(options, "link", None)):

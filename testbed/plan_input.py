@@ -16,7 +16,7 @@ TIMES_MS = {"": 1, "ns": 1e-6, "us": 1e-3, "ms": 1, "s": 1e3, "m": 6e4, "h": 3.6
 TRANSPORTS = ("tcp", "rdma")
 THROTTLE_MAX = 99
 KEYS = {"name": str, "profile": str, "count": int, "max_bandwidth": str, "downtime_limit": str, "throttle": str}
-NAME = re.compile(r"qmp:[^\x00-\x1f\x7f]+|[A-Za-z0-9._-]+")
+NAME = re.compile(r"qmp:[^\x00-\x1f\x7f]+|[A-Za-z0-9._][A-Za-z0-9._-]*")
 
 
 # --- values, written as wander takes them
@@ -184,7 +184,7 @@ def check_names(guests):
     seen = set()
     for guest in guests:
         if not NAME.fullmatch(guest.name):
-            raise Failure(f"{guest.name!r} is no guest name: A-Z a-z 0-9 . _ - are, or qmp: and a path")
+            raise Failure(f"{guest.name!r} is no guest name: A-Z a-z 0-9 . _ and, but not first, - are, or qmp: and a path")
         if guest.name in seen:
             raise Failure(f"two guests are called '{guest.name}': give them names in a plan file")
         seen.add(guest.name)

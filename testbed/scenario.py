@@ -20,6 +20,7 @@ WORKLOAD = {"touch", "content", "hot", "at", "rate", "pattern", "hot-share", "wi
 # Of wander migrate. How it is reported (--json) and for how long it is waited is the comparison's business.
 OPTIONS = {"downtime-limit", "max-bandwidth", "lanes", "throttle", "max-time", "on-timeout", "verify", "rdma-op",
            "rdma-register", "rdma-pin-limit", "dscp", "tracker", "filter"}
+WITHOUT_VALUE = {"verify"}
 DEFAULT_CONTENDERS = [{"name": name, "transport": name} for name in TRANSPORTS]
 DEFAULT_PLOTS = ["total_s", "downtime_ms"]
 
@@ -92,6 +93,8 @@ def options(value, key):
         found = re.fullmatch(r"--([a-z-]+)(=\S+)?", option) if isinstance(option, str) else None
         need(found and found.group(1) in OPTIONS, key, f"{option!r} is not an option of wander migrate that can be "
              f"compared; there are, each as one word like \"--lanes=4\": {', '.join(sorted(OPTIONS))}")
+        need((found.group(2) is None) == (found.group(1) in WITHOUT_VALUE), key, f"{option!r} "
+             f"{'takes no value' if found.group(2) else 'lacks a value: the next option would be taken for it'}")
     return value
 
 

@@ -383,6 +383,35 @@ def limits(context):
     expect(got == {4, 16}, f"expected the lanes that are asked for; got {got}")
 
 
+def spoilt(context):
+    """What is gone on with was written by somebody: a file without what belongs into it is one message, or no move."""
+    boot = {"id": 1, "hosts": [{"host": "a", "address": "x"}, {"host": "b", "address": "y"}], "limits": []}
+    about = {"wander": "w", "wander_sha256": "s", "hosts": "h", "finished": False, "command": [], "repeats": 5,
+             "max_repeats": 5, "confidence_target": 0.1, "scenarios": [{"name": "n", "text": "t"}], "ends": [],
+             "boots": [boot], "counter_words": {}, "warnings": ["left out: all", "odd"], "errors": []}
+    spoil = [{key: value} for key in ("scenarios", "boots", "warnings", "errors", "ends") for value in (None, 7, {})]
+    spoil += [{"scenarios": [{}]}, {"boots": [{**boot, "hosts": [{}]}]}, {"boots": [{"id": 1}]}]
+    with tempfile.TemporaryDirectory() as folder:
+        store = compare_store.Store(folder)
+        store.begin(about)
+        store.resume(about)
+        expect(store.document["warnings"] == ["odd"], f"expected what may have passed to go; got {store.document}")
+        for change in spoil:
+            pair.save(store.main, {"schema": 1, **about, **change})
+            try:
+                store.resume(about)
+            except Failure as failure:
+                expect("--resume" in str(failure), f"expected to be told of {change}; got {failure}")
+            else:
+                raise Failure(f"expected a comparison with {change} not to be gone on with")
+    move = {"warm_up": False, "repeat": 1, "order": 1, "boot": 1, "failed": None, "report": {"total_ms": 5.0}}
+    expect(compare_store.whole(move), f"expected {move} to be a move")
+    for change in ({"repeat": "1"}, {"boot": None}, {"report": 7}, {"report": {}}, {"guests": 7}, {"guests": [{}]}):
+        expect(not compare_store.whole({**move, **change}), f"expected a move with {change} to be none")
+    del move["failed"]
+    expect(not compare_store.whole(move), "expected a move of which is not told whether it failed to be none")
+
+
 def patience(context):
     settings = {"guests": 1}
     for options, wanted in (([], 600), (["--max-time=10s"], 600), (["--max-time=20m"], 1200 + trial.SLACK_SECONDS),
@@ -591,8 +620,12 @@ def going_on(context):
 
 
 def usage(context):
-    for arguments, wanted in ((["quick", "--hosts", "one"], "two hosts"), (["quick", "--hosts=-x,b"], "two hosts"),
+    for arguments, wanted in ((["quick", "--hosts", "one"], "two different"),
+                              (["quick", "--hosts=-x,b"], "two different"),
+                              (["quick", "--hosts", "a,a"], "two different"),
                               (["quick", "--repeats", "0"], "number of 1"), (["quick", "--confidence", "0"], "share"),
+                              (["quick", "--confidence", "0.1"], "share"),
+                              (["--out", "x"], "name the scenarios"),
                               (["quick", "--resume"], "--out"),
                               (["quick", "--hosts", "local", "--state", "x"], "virtual"),
                               (["no-such", "--out", "/nonexistent/x"], "no such scenario"),
@@ -605,5 +638,5 @@ def usage(context):
 
 run_cases(__doc__, {"turns": turns, "growth": growth, "failures": failures, "lost hosts": lost_hosts, "ends": ends,
                     "kept": kept, "half said": half_said, "mixed": mixed, "rates": rates, "limits": limits,
-                    "patience": patience, "only": only, "shaping": shaping, "restoring": restoring,
+                    "spoilt": spoilt, "patience": patience, "only": only, "shaping": shaping, "restoring": restoring,
                     "counters": counters, "usage": usage, "interrupted": interrupted, "going on": going_on})

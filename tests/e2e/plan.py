@@ -351,6 +351,7 @@ def errors(context):
         ("a count that is none", [[{"profile": "x", "count": True}], *link], "not a number"),
         ("a bad rate in a plan", [[{"profile": "x", "max_bandwidth": "1"*30}], *link], "guest 1: '1111"),
         ("a plan's profile that is not there", [[{"profile": "x"}], *link], "cannot read"),
+        ("a name that is an option", [[{"profile": "good.json", "name": "-a"}], *link], "is no guest name"),
         ("a name that is none", [[{"profile": "good.json", "name": "a\nb"}], *link], "is no guest name"),
         ("the same name twice", [[{"profile": "good.json"}] * 2, *link], "two guests are called 'good'"),
         ("a transport it lacks", [good, *link, "--transport", "rdma"], "rdma was not tried"),
