@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "migrate/costs_file.h"
+#include "migrate/numbers.h"
 #include "transport/base/clock.h"
 
 enum {
@@ -77,62 +78,44 @@ static void estimate(const struct costs_key *key, struct fixed_costs *out)
     };
 }
 
-static int compare_u64(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-    return (x > y) - (x < y);
-}
-
-/* Of sorted values; between two of them a straight line. */
-static uint64_t quantile(const uint64_t *values, unsigned count, double share)
-{
-    double at = share * (count - 1);
-    unsigned below = (unsigned)at, above = below + 1 < count ? below + 1 : below;
-    double part = at - below;
-
-    return (uint64_t)((double)values[below] * (1 - part) + (double)values[above] * part);
-}
-
 /* The values of one member of the samples (those of them that are not 0), sorted. */
 static unsigned sorted(const struct cost_sample *samples, unsigned count, size_t member,
-                       uint64_t *out)
+                       double *out)
 {
     unsigned n = 0;
 
     for (unsigned i = 0; i < count; i++) {
         uint64_t value = *(const uint64_t *)((const char *)&samples[i] + member);
         if (value)
-            out[n++] = value;
+            out[n++] = (double)value;
     }
-    qsort(out, n, sizeof(*out), compare_u64);
+    sort_doubles(out, n);
     return n;
 }
 
 static uint64_t median(const struct cost_sample *samples, unsigned count, size_t member,
-                       uint64_t *room)
+                       double *room)
 {
     unsigned n = sorted(samples, count, member, room);
 
-    return n ? quantile(room, n, 0.5) : 0;
+    return to_u64(quantile(room, n, 0.5));
 }
 
-static void summarize(const struct cost_sample *samples, unsigned count, uint64_t *room,
+static void summarize(const struct cost_sample *samples, unsigned count, double *room,
                       struct fixed_costs *out)
 {
     unsigned ratios =
         sorted(samples, count, offsetof(struct cost_sample, bandwidth_millionths), room);
 
     out->samples = count;
-    out->bandwidth_ratio =
-        ratios >= TRUSTED_SAMPLES ? (double)quantile(room, ratios, 0.5) / 1e6 : 1;
+    out->bandwidth_ratio = ratios >= TRUSTED_SAMPLES ? quantile(room, ratios, 0.5) / 1e6 : 1;
     out->setup_ns = count >= TRUSTED_SAMPLES
                         ? median(samples, count, offsetof(struct cost_sample, setup_ns), room)
                         : 0;
     out->finish_ns = median(samples, count, offsetof(struct cost_sample, finish_ns), room);
     unsigned n = sorted(samples, count, offsetof(struct cost_sample, downtime_ns), room);
-    out->downtime_ns = quantile(room, n, 0.5);
-    out->downtime_spread_ns = (quantile(room, n, 0.95) - quantile(room, n, 0.05)) / 2;
+    out->downtime_ns = to_u64(quantile(room, n, 0.5));
+    out->downtime_spread_ns = to_u64((quantile(room, n, 0.95) - quantile(room, n, 0.05)) / 2);
     if (count < TRUSTED_SAMPLES && out->downtime_spread_ns < out->downtime_ns / 4)
         out->downtime_spread_ns = out->downtime_ns / 4;
 }
@@ -158,7 +141,7 @@ void costs_recall(const struct costs_key *key, struct fixed_costs *out)
     struct room {
         struct cost_book book;
         struct cost_sample samples[MAX_SAMPLES];
-        uint64_t values[MAX_SAMPLES];
+        double values[MAX_SAMPLES];
     } *room = malloc(sizeof(*room));
 
     estimate(key, out);

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "migrate/numbers.h"
 #include "transport/base/clock.h"
 
 /* So much later than the one before is each point beyond the last window. */
@@ -15,16 +16,6 @@ static const double extra_step = 1.5;
 enum { CHANCE_PAGES = 6, CHANCE_PERCENT = 2, ENOUGH_PAGES = 128, TAIL_STEPS = 8, FAR_OFF = 10 };
 
 static const double most_power = 1.5;
-
-static double smaller(double a, double b)
-{
-    return a < b ? a : b;
-}
-
-static double larger(double a, double b)
-{
-    return a > b ? a : b;
-}
 
 static double last_ns(const struct dirty_profile *p)
 {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "migrate/guest/guest.h"
+#include "migrate/numbers.h"
 #include "transport/base/clock.h"
 #include "transport/base/options.h"
 
@@ -67,21 +68,6 @@ static uint64_t pages_to_bytes(uint64_t pages)
     return pages > UINT64_MAX >> GUEST_PAGE_SHIFT ? UINT64_MAX : pages << GUEST_PAGE_SHIFT;
 }
 
-static double smaller(double a, double b)
-{
-    return a < b ? a : b;
-}
-
-static double larger(double a, double b)
-{
-    return a > b ? a : b;
-}
-
-static uint64_t double_to_u64(double value)
-{
-    return value >= 0x1p64 ? UINT64_MAX : (uint64_t)value;
-}
-
 static uint64_t transfer_ns(uint64_t bytes, uint64_t bytes_per_s)
 {
     unsigned __int128 ns = (unsigned __int128)bytes * NS_PER_S / (bytes_per_s ? bytes_per_s : 1);
@@ -112,7 +98,7 @@ static uint64_t predict_last_bytes(const struct policy_input *input)
 {
     const struct policy_round *last = last_round(input);
     double delay_s = (double)input->pause_delay_ns / (double)NS_PER_S;
-    uint64_t late = double_to_u64(dirty_pages_per_s(last) * delay_s * MARGIN_FACTOR);
+    uint64_t late = to_u64(dirty_pages_per_s(last) * delay_s * MARGIN_FACTOR);
     uint64_t pages = saturating_add(last->dirty_pages_after, saturating_add(late, MARGIN_PAGES));
 
     return pages_to_bytes(pages);
@@ -315,6 +301,6 @@ uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count)
     }
     if (used == 0 || ns == 0)
         return ASSUMED_BANDWIDTH;
-    uint64_t rate = double_to_u64((double)bytes * (double)NS_PER_S / (double)ns);
+    uint64_t rate = to_u64((double)bytes * (double)NS_PER_S / (double)ns);
     return rate ? rate : 1;
 }
