@@ -44,7 +44,9 @@ struct request_form {
 
 static const char *const resolve_choices[] = {"resume", "destroy", NULL};
 
-/* `predict` takes all of them, `migrate` all but the first two. */
+enum { PREDICT_ONLY = 2 };
+
+/* `predict` takes all of them, `migrate` all but the first PREDICT_ONLY. */
 static const struct member predict_members[] = {
     {"sample_ns", MEMBER_NUMBER, FIELD(rehearsal.sample_ns),
      .high = CONTROL_MAX_SAMPLE_MS * NS_PER_MS},
@@ -88,7 +90,8 @@ static const struct member check_members[] = {
 
 static const struct request_form forms[CONTROL_COMMANDS] = {
     [CONTROL_STATUS] = {"status"},
-    [CONTROL_MIGRATE] = {"migrate", predict_members + 2, COUNT(predict_members) - 2},
+    [CONTROL_MIGRATE] = {"migrate", predict_members + PREDICT_ONLY,
+                         COUNT(predict_members) - PREDICT_ONLY},
     [CONTROL_CANCEL] = {"cancel"},
     [CONTROL_RESOLVE] = {"resolve", resolve_members, COUNT(resolve_members)},
     [CONTROL_WORKLOAD] = {"workload", workload_members, COUNT(workload_members)},

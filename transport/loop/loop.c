@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "transport/outbox.h"
 #include "transport/base/thread.h"
+#include "transport/outbox.h"
 
 enum loop_state { LOOP_CLOSED, LOOP_ACCEPTING, LOOP_CONNECTED };
 

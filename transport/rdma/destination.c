@@ -1,11 +1,12 @@
 /* The destination's end of a lane: registers what the source asks for, decodes, pulls what it
  * publishes, and acknowledges fences. Memory that the source's card writes it never sees. */
 #include "transport/rdma/destination.h"
-#include "transport/base/thread.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "transport/base/thread.h"
 
 struct fence {
     uint64_t id, after; /* runs that must have been pulled */

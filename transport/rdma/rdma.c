@@ -5,10 +5,10 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "transport/base/thread.h"
 #include "transport/rdma/destination.h"
 #include "transport/rdma/device.h"
 #include "transport/rdma/source.h"
-#include "transport/base/thread.h"
 
 enum { DEFAULT_DEAD_AFTER_MS = 5000 };
 

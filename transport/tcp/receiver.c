@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "transport/tcp/lane.h"
 #include "transport/base/thread.h"
+#include "transport/tcp/lane.h"
 
 struct tcp_receiver {
     struct tcp_lane *lane;

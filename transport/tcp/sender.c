@@ -8,9 +8,9 @@
 #include <sys/ioctl.h>
 
 #include "transport/base/clock.h"
+#include "transport/base/thread.h"
 #include "transport/tcp/lane.h"
 #include "transport/tcp/page_pipe.h"
-#include "transport/base/thread.h"
 
 enum { BY_REFERENCE_MIN = 16 << 10 };
 

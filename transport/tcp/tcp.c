@@ -7,8 +7,8 @@
 #include <unistd.h>
 
 #include "transport/base/address.h"
-#include "transport/tcp/lane.h"
 #include "transport/base/thread.h"
+#include "transport/tcp/lane.h"
 
 enum { DEFAULT_DEAD_AFTER_MS = 5000 };
 
