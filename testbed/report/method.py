@@ -13,7 +13,7 @@ RATIO = """). It assumes no shape of the noise, one outlier cannot stretch it, a
 a difference. 98 % and not 95 %, because a report makes many comparisons: of 20 of a thing with itself
 one is falsely flagged in every third report, and three in fewer than one of a hundred. Of 4 runs a side
 nothing is concluded. Whether two medians' own intervals overlap does not decide: where runs vary by 8 % that
-would lose a third of the slowdowns of 20 % that are shown. It is said beside a difference that is shown."""
+would lose a quarter of the slowdowns of 20 % that are shown. It is said beside a difference that is shown."""
 OTHERS = (
     """Outliers lie more than 5 robust standard deviations (median absolute deviation × 1.48) from the median. They
 are marked, and kept in every figure.""",

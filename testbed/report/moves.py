@@ -129,10 +129,13 @@ def figures_of(move):
 
 
 def goodput(move):
+    """Of rounds with the guest running; of several guests all their bytes over the longest of their times."""
     if len(move.reports) == 1:
         return number(move.reports[0], "goodput_bytes_per_s")
-    took = most(number(report, "total_ms") for report in move.reports)
-    return ratio(total(number(report, "guest_bytes") for report in move.reports), took, 1e3)
+    rounds = [[entry for entry in entries(report, "rounds") if entry.get("paused") is not True]
+              for report in move.reports]
+    took = most(total(number(entry, "ms") for entry in running) for running in rounds)
+    return ratio(total(number(entry, "bytes") for running in rounds for entry in running), took, 1e3)
 
 
 def worst_report(move):
@@ -166,8 +169,6 @@ def work_figures(move):
     """The guest's own throughput during and after the move, as a share of before."""
     speeds = {when: total(number(guest, "work", f"{when}_pages_per_s") for guest in move.guests)
               for when in ("before", "during", "after")}
-    if speeds["during"] is None:
-        speeds["during"] = total(map(speed_until_pause, move.reports))
     return {"work_during": ratio(speeds["during"], speeds["before"]),
             "work_after": ratio(speeds["after"], speeds["before"])}
 
@@ -185,14 +186,6 @@ FIGURES = {
     "work_during": "guest's speed during the move, share of before",
     "work_after": "guest's speed after the move, share of before",
 }
-
-
-def speed_until_pause(report):
-    """Pages per second by the guest's own account, from the start of tracking to the pause."""
-    first, last = (number(report, "guest_work", f"pages_written_at_{when}") for when in ("start", "pause"))
-    if first is None or last is None or last < first:
-        return None
-    return ratio(last - first, number(report, "guest_work", "ms"), 1e3)
 
 
 # --- the limits of the link
@@ -213,6 +206,11 @@ def limits_of(document, boots):
 
 
 def same_link(limit, document):
+    """By the link that was in force when the guest moved, where that was written down; else by what was asked for."""
+    here = document.get("link")
+    if isinstance(here, dict):
+        return text(limit, "link") == text(here, "shape") and \
+            (limit.get("mtu") is None or here.get("mtu") is None or limit["mtu"] == here["mtu"])
     settings = document.get("settings")
     if not isinstance(settings, dict):
         return True

@@ -12,15 +12,17 @@ import json
 import math
 import random
 import statistics
+import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
 from cases import run_cases
-from hosts import Failure, expect
+from hosts import PROGRAM, ROOT, SLOW, Failure, expect
 
 import report
 import report_data
+from report.moves import FIGURES
 
 assert hasattr(report, "write"), "this is not testbed/report"
 VOID = {"meta", "br"}
@@ -79,7 +81,7 @@ def everything():
 
 
 class World:
-    """A comparison in a folder of its own, and its report."""
+    """A comparison in a folder of its own, and its report; `make` fills the folder and gives its document."""
 
     def __init__(self, make=report_data.make):
         self.folder = tempfile.TemporaryDirectory(prefix="wander-report-")
@@ -95,8 +97,21 @@ class World:
     def __exit__(self, *_):
         self.folder.cleanup()
 
+    def limits(self, move, scenario, point):
+        """What was measured in its boot over its link."""
+        settings = next(one["settings"] for entry in self.document["scenarios"] if entry["name"] == scenario
+                        for one in entry["points"] if one["id"] == point)
+        link = move.get("link") or {"shape": settings["link"], "mtu": settings["mtu"]}
+        return [limit for boot in self.document["boots"] if boot["id"] == move["boot"] for limit in boot["limits"]
+                if limit["link"] == link["shape"] and link["mtu"] in (None, limit["mtu"])]
+
+    @functools.cache
     def moves(self, key, counted=True):
         found = [json.loads(path.read_text()) for path in sorted((self.out / "moves" / key).glob("*.json"))]
+        scenario, point, _ = key.split("/")
+        for move in found:
+            move["one_machine"] = self.document.get("one_machine", False)
+            move["limits"] = self.limits(move, scenario, point)
         return [move for move in found if not counted or arrived(move)]
 
 
@@ -126,35 +141,85 @@ def raw_role(move, side, role):
     return sum(one["cpu"][side][f"{role}_s"] for one in raw_reports(move)) / raw_gib(move)
 
 
-def raw_during(move):
-    works = [guest["work"] for guest in move.get("guests", [move])]
-    before, during = (sum(work[f"{when}_pages_per_s"] or 0 for work in works) for when in ("before", "during"))
-    return during / before if before else None
+def raw_sum(key):
+    return lambda move: sum(one[key] for one in raw_reports(move))
 
 
-RAW = {
-    "total_s": lambda move: max(one["total_ms"] for one in raw_reports(move)) / 1000,
-    "downtime_ms": lambda move: max(one["downtime_ms"] for one in raw_reports(move)),
-    "setup_ms": lambda move: max(one["setup_ms"] for one in raw_reports(move)),
-    "rounds": lambda move: max(len(one["rounds"]) for one in raw_reports(move)),
-    "guest_mib": lambda move: raw_gib(move) * 1024,
-    "both_hosts_cpu": lambda move: raw_cpu(move, "source") + raw_cpu(move, "destination"),
-    "source_host_cpu": lambda move: raw_cpu(move, "source"),
-    "destination_interrupts_cpu": lambda move: move["host_cpu"]["destination"]["interrupts"] / raw_gib(move),
-    "both_own_cpu": lambda move: sum(raw_role(move, side, role) for role in ("engine", "lanes", "other")
-                                     for side in ("source", "destination")),
-    "source_machine_cpu": lambda move: move["host_cpu"]["source"]["machine"] / raw_gib(move),
-    "source_lanes_cpu": lambda move: raw_role(move, "source", "lanes"),
-    "work_during": raw_during,
-    "share_iperf3": lambda move: raw_goodput(move) / 85e6,
-}
+def raw_worst(key):
+    return lambda move: max((one[key] for one in raw_reports(move) if one[key] is not None), default=None)
+
+
+def raw_part(part):
+    """Of the guest that was down longest."""
+    return lambda move: max(raw_reports(move), key=lambda one: one["downtime_ms"])["downtime"][part]
+
+
+def raw_work(when):
+    def share(move):
+        works = [guest["work"] for guest in move.get("guests", [move])]
+        if any(work[f"{moment}_pages_per_s"] is None for work in works for moment in ("before", when)):
+            return None
+        return sum(work[f"{when}_pages_per_s"] for work in works) / sum(work["before_pages_per_s"] for work in works)
+    return share
+
+
+def raw_rest(side):
+    """What is left of a host; on one machine nobody can tell."""
+    def rest(move):
+        parts = sum(raw_role(move, side, role) for role in ROLES)
+        return None if move.get("one_machine") else max(0.0, raw_cpu(move, side) - parts)
+    return rest
 
 
 def raw_goodput(move):
     reports = raw_reports(move)
     if len(reports) == 1:
         return reports[0]["goodput_bytes_per_s"]
-    return sum(one["guest_bytes"] for one in reports) / max(one["total_ms"] for one in reports) * 1000
+    running = [[entry for entry in one["rounds"] if not entry["paused"]] for one in reports]
+    sent = sum(entry["bytes"] for rounds in running for entry in rounds)
+    return sent / max(sum(entry["ms"] for entry in rounds) for rounds in running) * 1000
+
+
+def raw_share(tool):
+    """Of the fastest that the tool saw in this boot over this link, this way where that was tried."""
+    def share(move):
+        found = [limit for limit in move["limits"] if limit["tool"] == tool]
+        way = f"{move['source']}->{move['destination']}"
+        best = max((limit["bytes_per_s"] for limit in [limit for limit in found if limit["direction"] == way] or found),
+                   default=None)
+        return raw_goodput(move) / best if best and raw_goodput(move) else None
+    return share
+
+
+ROLES = ("guest", "engine", "lanes", "other")
+ENDS = ("source", "destination")
+RAW = {
+    "total_s": lambda move: max(one["total_ms"] for one in raw_reports(move)) / 1000,
+    **{key: raw_worst(key) for key in ("downtime_ms", "setup_ms", "guest_gap_ms")},
+    **{f"downtime_{part}_ms": raw_part(part) for part in ("pause", "final_copy", "verify", "state_save",
+                                                          "state_transfer", "state_load", "resume")},
+    "rounds": lambda move: max(len(one["rounds"]) for one in raw_reports(move)),
+    "guest_mib": lambda move: raw_gib(move) * 1024,
+    "wire_mib": lambda move: raw_sum("wire_bytes")(move) / MIB,
+    "goodput_mib_s": lambda move: raw_goodput(move) / MIB if raw_goodput(move) else None,
+    **{f"share_{tool}": raw_share(tool) for tool in ("iperf3", "ib_send_bw -e", "ib_write_bw")},
+    **{f"{side}_process_cpu": lambda move, side=side: raw_sum(f"{side}_cpu_s")(move) / raw_gib(move) for side in ENDS},
+    **{f"{side}_host_cpu": lambda move, side=side: raw_cpu(move, side) for side in ENDS},
+    **{f"{side}_{kind}_cpu": lambda move, side=side, kind=kind: move["host_cpu"][side][kind] / raw_gib(move)
+       for side in ENDS for kind in ("user", "system", "interrupts")},
+    **{f"{side}_machine_cpu": lambda move, side=side: move["host_cpu"][side]["machine"] / raw_gib(move)
+       if "machine" in move["host_cpu"][side] else None for side in ENDS},
+    **{f"{side}_{role}_cpu": lambda move, side=side, role=role: raw_role(move, side, role) for side in ENDS
+       for role in ROLES},
+    **{f"{side}_rest_cpu": raw_rest(side) for side in ENDS},
+    **{f"{side}_own_cpu": lambda move, side=side: sum(raw_role(move, side, role) for role in ROLES[1:])
+       for side in ENDS},
+    "both_hosts_cpu": lambda move: raw_cpu(move, "source") + (0 if move.get("one_machine") else
+                                                              raw_cpu(move, "destination")),
+    "both_own_cpu": lambda move: sum(raw_role(move, side, role) for role in ROLES[1:] for side in ENDS),
+    "work_during": raw_work("during"),
+    "work_after": raw_work("after"),
+}
 
 
 def near(what, got, wanted, within=1e-9):
@@ -164,25 +229,28 @@ def near(what, got, wanted, within=1e-9):
 
 def medians(context):
     with everything() as world:
-        found = [figure for figure in world.page.figures if figure["data-stat"] == "median"
-                 and figure["data-figure"] in RAW]
-        expect(len(found) > 200, f"expected over 200 medians to check; found {len(found)}")
-        for figure in context.sample(found, 200):
-            moves = world.moves(figure["data-key"])
-            if figure["data-figure"] == "share_iperf3":
-                moves = [move for move in moves if move["boot"] == 1]
-            values = [RAW[figure["data-figure"]](move) for move in moves]
-            values = [value for value in values if value is not None]
-            what = f"the median {figure['data-figure']} of {figure['data-key']}"
-            near(what, float(figure["data-value"]), statistics.median(values))
-            if "data-low" in figure:
-                low, high = float(figure["data-low"]), float(figure["data-high"])
-                check_interval(what, values, low, high)
-        for figure in world.page.figures:
-            if figure["data-stat"] == "count":
-                near(f"the runs of {figure['data-key']}", float(figure["data-value"]),
-                     len(world.moves(figure["data-key"])))
-        check_text(found)
+        check_medians(world)
+        seen = {figure["data-figure"] for figure in world.page.figures if figure["data-stat"] == "median"}
+        unseen = set(RAW) - seen - {"downtime_verify_ms"}
+        expect(set(FIGURES) == set(RAW), f"expected every figure to be recomputed; {set(FIGURES) ^ set(RAW)} are not")
+        expect(not unseen, f"expected every figure to be in the report; these are not: {unseen}")
+
+
+def check_medians(world):
+    found = [figure for figure in world.page.figures if figure["data-stat"] == "median" and "/" in figure["data-key"]]
+    expect(found, "expected medians in the report; there are none")
+    for figure in found:
+        values = [RAW[figure["data-figure"]](move) for move in world.moves(figure["data-key"])]
+        values = [value for value in values if value is not None]
+        what = f"the median {figure['data-figure']} of {figure['data-key']}"
+        expect(values, f"expected nobody to know {what}; the report says {figure['data-value']}")
+        near(what, float(figure["data-value"]), statistics.median(values))
+        if "data-low" in figure:
+            check_interval(what, values, float(figure["data-low"]), float(figure["data-high"]))
+    for figure in world.page.figures:
+        if figure["data-stat"] == "count":
+            near(f"the runs of {figure['data-key']}", float(figure["data-value"]), len(world.moves(figure["data-key"])))
+    check_text(found)
 
 
 @functools.cache
@@ -210,6 +278,45 @@ def check_interval(what, values, low, high):
                f"medians beyond {end!r}, an end of the interval of {what}; got {beyond:.4f} to {reached:.4f}")
 
 
+REAL = """
+title = "Real"
+question = "Is what is measured what is shown?"
+[guest]
+memory = "24M"
+accel = "synthetic"
+workload = "touch=8M,hot=1M,rate=500"
+[[contender]]
+name = "one"
+transport = "tcp"
+options = ["--lanes=1"]
+[[contender]]
+name = "two"
+transport = "tcp"
+options = ["--lanes=2"]
+"""
+
+
+def real(context):
+    """The same of what testbed/compare really wrote."""
+    def run(out):
+        path = out / "real.toml"
+        path.write_text(REAL)
+        argv = [ROOT / "testbed" / "compare", path, "--hosts", "local", "--out", out / "out", "--program", PROGRAM,
+                "--repeats", "2", "--max-repeats", "2", "--no-limits"]
+        done = subprocess.run(argv, text=True, capture_output=True, timeout=120 * SLOW, stdin=subprocess.DEVNULL)
+        expect(done.returncode == 0, f"expected testbed/compare to end well; got {done.returncode}:\n{done.stdout}"
+                                     f"{done.stderr}")
+        for path in (out / "out").iterdir():
+            path.rename(out / path.name)
+        return json.loads((out / "comparison.json").read_text())
+
+    with World(run) as world:
+        check_harmless(world)
+        check_medians(world)
+        check_ratios(world)
+        expect(all(len(world.moves(f"real/all/{name}")) == 2 for name in ("one", "two")), "expected two moves of each")
+
+
 def check_text(found):
     """What people read is what programs read, to three digits."""
     for figure in found:
@@ -224,23 +331,17 @@ def check_text(found):
                f"{figure['data-key']}; the report shows '{figure['text']}'")
 
 
-def ratios(context):
-    with everything() as world:
-        found = [figure for figure in world.page.figures if figure["data-stat"] == "ratio"
-                 and figure["data-figure"] in RAW]
-        expect(len(found) > 40, f"expected over 40 ratios; found {len(found)}")
-        for figure in found:
-            key = figure["data-key"]
-            other, base = world.moves(key), world.moves(f"{key.rpartition('/')[0]}/{figure['data-against']}")
-            value = RAW[figure["data-figure"]]
-            every = [value(mine) / value(its) for mine in other for its in base if mine["boot"] == its["boot"]]
-            near(f"the ratio of {figure['data-figure']} of {key}", float(figure["data-value"]),
-                 statistics.median(every))
-        shown = {figure["data-key"]: figure["data-shown"] for figure in found if figure["data-figure"] == "total_s"}
-        expect(shown["dirty-rate/0/rdma"] == "yes", "expected 16 % less total time of 6 runs each to be shown")
-        expect("dirty-rate/18000/rdma" not in shown, "expected no ratio where all runs were given up")
-        expect("patterns/once/rdma" not in shown, "expected no ratio of one run each")
-
+def check_ratios(world):
+    """All ratios of the report, which are right."""
+    found = [figure for figure in world.page.figures if figure["data-stat"] == "ratio"]
+    for figure in found:
+        key = figure["data-key"]
+        other, base = world.moves(key), world.moves(f"{key.rpartition('/')[0]}/{figure['data-against']}")
+        value = RAW[figure["data-figure"]]
+        every = [value(mine) / value(its) for mine in other for its in base
+                 if mine["boot"] == its["boot"] and value(mine) and value(its)]
+        near(f"the ratio of {figure['data-figure']} of {key}", float(figure["data-value"]),
+             statistics.median(every))
     intervals = {(figure["data-figure"], figure["data-key"]): (float(figure["data-low"]), float(figure["data-high"]))
                  for figure in world.page.figures if figure["data-stat"] == "median" and "data-low" in figure}
     for figure in found:
@@ -251,6 +352,17 @@ def ratios(context):
         expect(figure["data-overlap"] == overlap, f"expected the medians' intervals to overlap: {overlap}; {figure}")
         told = "differs; the medians' intervals overlap" in figure["small"]
         expect(told == (overlap == figure["data-shown"] == "yes"), f"expected an overlap to be told of; got {figure}")
+    return found
+
+
+def ratios(context):
+    with everything() as world:
+        found = check_ratios(world)
+        expect(len(found) > 40, f"expected over 40 ratios; found {len(found)}")
+        shown = {figure["data-key"]: figure["data-shown"] for figure in found if figure["data-figure"] == "total_s"}
+        expect(shown["dirty-rate/0/rdma"] == "yes", "expected 16 % less total time of 6 runs each to be shown")
+        expect("dirty-rate/18000/rdma" not in shown, "expected no ratio where all runs were given up")
+        expect("patterns/once/rdma" not in shown, "expected no ratio of one run each")
 
     def some_given_up(out):
         document = alone(bare(repeats=6))(out)
@@ -566,7 +678,7 @@ def wrong_values(context):
 
 
 if __name__ == "__main__":
-    run_cases(__doc__, {"medians": medians, "ratios": ratios, "papers": papers, "forecasts": forecasts,
+    run_cases(__doc__, {"medians": medians, "real": real, "ratios": ratios, "papers": papers, "forecasts": forecasts,
                         "few_repeats": few_repeats, "unforetold": unforetold, "counters": counters, "traces": traces,
                         "escaping": escaping,
                         "one_table": one_table, "odd_folders": odd_folders, "damaged_files": damaged_files,
