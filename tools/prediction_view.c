@@ -217,29 +217,15 @@ static void print_table(FILE *out, const struct view *v)
     }
 }
 
-static void print_needs(FILE *out, const struct column *c)
-{
-    double bandwidth = number(c->prediction, "needed_bandwidth_bytes_per_s");
-    double throttle = number(c->prediction, "needed_throttle_percent");
-    const char *why = control_text(c->prediction, "why");
-
-    fprintf(out, "%s: will not converge", c->transport);
-    if (bandwidth > 0)
-        fprintf(out, ": needs %.3g Gbit/s%s", bandwidth * 8 / 1e9, throttle > 0 ? " or" : "");
-    if (throttle > 0)
-        fprintf(out, "%s %.0f %% throttling (--throttle)", bandwidth > 0 ? "" : ": needs",
-                throttle);
-    fprintf(out, "%s%s\n", why[0] ? "; " : "", why);
-}
-
 static void print_sentences(FILE *out, const struct column *c)
 {
     if (!c->usable) {
         fprintf(out, "%s: cannot be used: %s\n", c->transport, c->error);
         return;
     }
+    const char *why = control_text(c->prediction, "why");
     if (!c->converges)
-        print_needs(out, c);
+        fprintf(out, "%s: %s\n", c->transport, why[0] ? why : "will not converge");
     if (c->costs.samples)
         fprintf(out, "%s: what a move costs besides pages was learnt from %u migration%s\n",
                 c->transport, c->costs.samples, c->costs.samples > 1 ? "s" : "");
