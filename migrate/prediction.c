@@ -169,13 +169,14 @@ static void explain_no_end(const struct run_setting *setting, const struct run_r
 
     format_time(setting->limits->downtime_ns, limit, sizeof(limit));
     format_bits(out->needed_bandwidth, bits, sizeof(bits));
+    const char *cap = setting->capped ? " (more than --max-bandwidth allows)" : "";
     if (out->needed_bandwidth && out->needed_throttle)
-        snprintf(out->why, sizeof(out->why), "%s: needs %s or %u %% throttling", problem, bits,
-                 out->needed_throttle);
+        snprintf(out->why, sizeof(out->why), "%s: needs %s%s or %u %% throttling (--throttle)",
+                 problem, bits, cap, out->needed_throttle);
     else if (out->needed_bandwidth)
-        snprintf(out->why, sizeof(out->why), "%s: needs %s", problem, bits);
+        snprintf(out->why, sizeof(out->why), "%s: needs %s%s", problem, bits, cap);
     else if (out->needed_throttle)
-        snprintf(out->why, sizeof(out->why), "%s: needs %u %% throttling", problem,
+        snprintf(out->why, sizeof(out->why), "%s: needs %u %% throttling (--throttle)", problem,
                  out->needed_throttle);
     else
         snprintf(out->why, sizeof(out->why),
@@ -240,6 +241,7 @@ void prediction_make(const struct dirty_profile *guest, const struct path_profil
         .most_rounds = RUN_ROUNDS,
     };
 
+    setting.capped = setting.bandwidth < path_bandwidth(path, costs, 0);
     setting.again = path_again(path, setting.bandwidth, max_bandwidth);
     dirty_curve_make(guest, &curve);
     predict(&setting, out);

@@ -21,6 +21,7 @@ struct run_setting {
     const struct policy_limits *limits;
     double present_pages, zero_pages; /* of the first round */
     double bandwidth;                 /* bytes/s that go over the lanes */
+    bool capped;                      /* by --max-bandwidth; the path has more */
     double again;                     /* how many times as much after the first round */
     double speed;                     /* of the guest: 1 as it was seen */
     uint64_t look_ns;                 /* what a look at the tracker takes */

@@ -186,6 +186,23 @@ Test(prediction, says_when_there_is_no_end_and_what_would_help)
     }
 }
 
+Test(prediction, says_when_the_cap_is_in_the_way)
+{
+    struct dirty_profile guest = guest_of(0, 60 * MIB_PAGES);
+    struct path_profile path = plain_path();
+    struct fixed_costs costs = plain_costs();
+    struct policy_limits limits = {.downtime_ns = MS(50)};
+    struct prediction p;
+
+    for (unsigned capped = 0; capped < 2; capped++) {
+        path.bandwidth = (capped ? 100 : 50) * mib_per_s;
+        prediction_make(&guest, &path, &costs, &limits, 50 * mib_per_s, &p);
+        cr_assert(!p.converges && p.needed_bandwidth, "%s", p.why);
+        cr_expect_eq(strstr(p.why, "--max-bandwidth") != NULL, capped, "%u MiB/s: \"%s\"",
+                     capped ? 100 : 50, p.why);
+    }
+}
+
 Test(prediction, a_forced_end_comes_at_the_time_set)
 {
     struct dirty_profile guest = guest_of(50 * MIB_PAGES, 0);
