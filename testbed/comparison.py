@@ -223,6 +223,14 @@ TITLES = {
     "destination_host_cpu": "CPU destination host, s/GiB",
     "both_hosts_cpu": "CPU both hosts, s/GiB",
 }
+# What a scenario can have drawn besides: more than one move's report is needed to tell.
+LIMITS = ("iperf3", "ib_send_bw -e", "ib_write_bw")
+MORE_TITLES = {
+    **{f"share_{limit}": f"goodput, share of {limit}" for limit in LIMITS},
+    "work_during": "guest's speed during the move, share of before",
+    "work_after": "guest's speed after the move, share of before",
+    "both_own_cpu": "CPU wander's own at both ends, without the guest, s/GiB",
+}
 DRAWN = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu")
 
 

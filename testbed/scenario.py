@@ -117,7 +117,7 @@ def listed(check):
 
 
 def figure(value, key):
-    return one_of(*comparison.TITLES)(value, key)
+    return one_of(*comparison.TITLES, *comparison.MORE_TITLES)(value, key)
 
 
 def table(known, required=()):

@@ -4,9 +4,9 @@ import math
 from collections import namedtuple
 
 from .markup import Markup, el
-from .moves import FIGURES, PARTS, ROLES, entries, number
+from .moves import FIGURES, PARTS, ROLES, entries, number, worst_report
 from .study import address
-from .svg import Drawing, Linear, Log, apart, cut, mark, plain, short, shown, style, times, wide
+from .svg import Drawing, Linear, Log, LogFromZero, apart, cut, mark, plain, short, shown, style, times, wide
 
 WIDTH, HEIGHT, FOREST = 420, 280, 350
 LINE = 13  # height of a line of text
@@ -56,7 +56,9 @@ def value_scale(stats, start, end):
 
 def axis_scale(scenario, box):
     xs = sorted({point["x"] for point in scenario["points"]})
-    if len(xs) > 2 and xs[0] > 0 and xs[-1] > 15 * xs[0]:
+    if len(xs) > 3 and xs[0] == 0 and xs[-1] > 15 * xs[1]:
+        scale = LogFromZero(xs[1], xs[-1], box.left + 14, box.right - 14)
+    elif len(xs) > 2 and xs[0] > 0 and xs[-1] > 15 * xs[0]:
         scale = Log(xs[0], xs[-1], box.left + 14, box.right - 14)
     else:
         scale = Linear(xs[0], xs[-1] if len(xs) > 1 else xs[0] + 1, box.left + 14, box.right - 14)
@@ -67,6 +69,9 @@ def axis_scale(scenario, box):
 def axis_ticks(scenario, scale, xs, drawing, box):
     """One at each point, as far as there is room for the words."""
     last = -math.inf
+    if isinstance(scale, LogFromZero):
+        for place in (scale.gap - 3, scale.gap + 3):
+            drawing.line(place - 3, box.bottom + 5, place + 3, box.bottom - 5, stroke=MUTED)
     for x in xs:
         place, words = scale(x), short(x)
         drawing.line(place, box.bottom, place, box.bottom + 4, stroke=MUTED)
@@ -337,13 +342,14 @@ def roles_chart(study, scenario, side):
 
 
 def rounds_charts(study, scenario):
-    """[(caption, drawing)]: the run in the middle of each group that took more than one round, all on one scale."""
+    """[(caption, drawing)]: the run in the middle of each group that took more than one round, all on one scale; of
+    several guests the one that was down longest."""
     chosen = []
     for point in scenario["points"]:
         for index, contender in enumerate(scenario["contenders"]):
             stat = study.group(scenario, point, contender).stat("total_s")
-            rounds = entries(stat.typical().reports[0], "rounds") if stat else []
-            if len(rounds) > 2:
+            rounds = entries(worst_report(stat.typical()), "rounds") if stat else []
+            if len(rounds) > 1:
                 chosen.append((f"{point['label']}, {contender['name']}", stat.typical(), round_sizes(rounds), index))
     values = [value for _, _, sizes, _ in chosen for pair in sizes for value in pair if value > 0] or [1.0]
     limits = max(min(values), max(values) / 1e4) * 0.6, max(values) * 1.3

@@ -4,14 +4,13 @@ checked as it is read: a value of the wrong type counts as not known."""
 import json
 from pathlib import Path
 
-from comparison import CPU_KINDS, GIB, MIB, TITLES
+from comparison import CPU_KINDS, GIB, LIMITS, MIB, MORE_TITLES, TITLES
 from hosts import Failure
 
 PARTS = ("pause", "final_copy", "verify", "state_save", "state_transfer", "state_load", "resume")
 OWN = ("engine", "lanes", "other")
 ROLES = ("guest", *OWN)
 SIDES = ("source", "destination")
-LIMITS = ("iperf3", "ib_send_bw -e", "ib_write_bw")
 BEYOND = 1e18
 NEAR_THE_END = 0.95  # of the time limit: from there on it was the limit that ended a move
 
@@ -175,16 +174,13 @@ def work_figures(move):
 
 FIGURES = {
     **TITLES,
+    **MORE_TITLES,
     **{f"downtime_{part}_ms": f"downtime: {part.replace('_', ' ')}, ms" for part in PARTS},
-    **{f"share_{limit}": f"goodput, share of {limit}" for limit in LIMITS},
     **{f"{side}_{kind}_cpu": f"CPU {side} host, {kind}, s/GiB" for side in SIDES for kind in CPU_KINDS},
     **{f"{side}_{role}_cpu": f"CPU {side} wander, {role}, s/GiB" for side in SIDES for role in ROLES},
     **{f"{side}_rest_cpu": f"CPU {side} host, all but wander and guest, s/GiB" for side in SIDES},
     **{f"{side}_machine_cpu": f"CPU {side} host, as the machine under it counts, s/GiB" for side in SIDES},
     **{f"{side}_own_cpu": f"CPU {side} wander's own, without the guest, s/GiB" for side in SIDES},
-    "both_own_cpu": "CPU wander's own at both ends, without the guest, s/GiB",
-    "work_during": "guest's speed during the move, share of before",
-    "work_after": "guest's speed after the move, share of before",
 }
 
 

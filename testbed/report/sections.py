@@ -15,7 +15,7 @@ from .study import JUDGED, address, main_pair, predictions, verdicts
 from .svg import plain
 
 ROUND_BY_ROUND = ("MiB sent in each round (bars) and found dirty after it (marks), on a log scale; of each group the "
-                  "run with the median total time.")
+                  "run with the median total time; of several guests the one that was down longest.")
 # In what counters count: packets that were lost, or senders that were held up.
 ROUGH = ("sent again", "time-out", "out of sequence", "pauses", "ECN", "congestion", "dropped", "refusals")
 KINDS = ("interface", "rdma", "tcp")

@@ -74,6 +74,17 @@ class Log:
         return self.start + share * (self.end - self.start)
 
 
+class LogFromZero(Log):
+    """One with a place for 0 beside it, and a gap between that and all others."""
+
+    def __init__(self, low, high, start, end):
+        self.zero, self.gap = start, start + (end - start) * 0.1
+        super().__init__(low, high, start + (end - start) * 0.2, end)
+
+    def __call__(self, value):
+        return super().__call__(value) if value > 0 else self.zero
+
+
 def nice_ticks(low, high, count):
     """Round numbers from low or below to high or above."""
     span = (high - low) or abs(high) or 1.0

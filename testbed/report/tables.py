@@ -3,11 +3,11 @@ check it against the raw data, and every row leads to its files."""
 
 import itertools
 
-from comparison import CPU_KINDS
+from comparison import CPU_KINDS, LIMITS
 
 from .charts import title_of
 from .markup import el, join
-from .moves import FIGURES, LIMITS, PARTS, ROLES, SIDES
+from .moves import FIGURES, PARTS, ROLES, SIDES
 from .study import address, difference
 from .svg import shown, times
 

@@ -618,6 +618,23 @@ def odd_folders(context):
         expect("loopback was the link" in world.text, "expected a caution about one machine")
 
 
+def places(context):
+    """No loss and little loss are told apart on an axis."""
+    def losses(maker):
+        points = [report_data.point(f"{loss:g}", loss) for loss in (0, 0.01, 0.1, 0.5)]
+        for here in points:
+            for repeat in range(5):
+                maker.move("loss", here["id"], report_data.CONTENDERS[0], repeat + 1)
+        return report_data.scenario("loss", "Loss", points, report_data.CONTENDERS[:1], {"label": "loss"})
+
+    with World(alone(losses)) as world:
+        marks = {attributes["data-key"]: float(attributes["cx"]) for name, attributes in world.page.elements
+                 if name == "circle" and attributes.get("data-figure") == "total_s"}
+        across = [marks[f"loss/{loss}/tcp"] for loss in ("0", "0.01", "0.1", "0.5")]
+        steps = [later - former for former, later in zip(across, across[1:])]
+        expect(min(steps) > 30, f"expected four points well apart; got {across}")
+
+
 def damaged_files(context):
     def make(out):
         document = report_data.make(out)
@@ -678,8 +695,6 @@ def wrong_values(context):
 
 
 if __name__ == "__main__":
-    run_cases(__doc__, {"medians": medians, "real": real, "ratios": ratios, "papers": papers, "forecasts": forecasts,
-                        "few_repeats": few_repeats, "unforetold": unforetold, "counters": counters, "traces": traces,
-                        "escaping": escaping,
-                        "one_table": one_table, "odd_folders": odd_folders, "damaged_files": damaged_files,
-                        "wrong_values": wrong_values})
+    run_cases(__doc__, {case.__name__: case for case in (
+        medians, real, ratios, papers, forecasts, few_repeats, unforetold, counters, traces, escaping, one_table,
+        odd_folders, places, damaged_files, wrong_values)})
