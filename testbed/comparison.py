@@ -259,16 +259,22 @@ def columns(rows, indent=0):
     return lines
 
 
+def ratio_of(ours, theirs):
+    """compare_medians of one boot's values, with the keys that spread() takes."""
+    found = compare_medians(*([("", value) for value in side] for side in (ours, theirs)))
+    return found and {"median": found["ratio"], "interval": [found["low"], found["high"]], **found}
+
+
 def compare(figures):
-    """{figure: {transport: summary, "ratio": paired ratio}} of {transport: [figures of each move]}; the ratio, of the
-    second over the first, with two transports only."""
+    """{figure: {transport: summary, "ratio": what compare_medians finds}} of {transport: [figures of each move]}; the
+    ratio, of the second over the first, with two transports only."""
     names = list(figures)
     result = {}
     for key in TITLES:
         values = {name: [entry[key] for entry in figures[name]] for name in names}
         result[key] = {name: summary(values[name]) for name in names}
         if len(names) == 2:
-            result[key]["ratio"] = paired_ratio(values[names[1]], values[names[0]])
+            result[key]["ratio"] = ratio_of(values[names[1]], values[names[0]])
     return result
 
 
@@ -321,11 +327,11 @@ LESS = {"total_s": ("total time", "longer", "shorter"), "downtime_ms": ("downtim
 
 
 def verdict(key, ratio, names, pairs):
-    """A sentence about one figure, as far as the interval of the paired ratio carries it."""
+    """A sentence about one figure, as far as the interval of the ratio carries it, as in a comparison's report."""
     what, more, less = LESS[key]
     low, high = ratio["interval"]
-    counted = f"{plain(ratio['median'])} times, 95 % interval {plain(low)} to {plain(high)}, {pairs} pairs"
-    if low <= 1 <= high:
+    counted = f"{plain(ratio['median'])} times, 98 % interval {plain(low)} to {plain(high)}, {pairs} moves each"
+    if not ratio["shown"]:
         return f"{what}: no difference between {names[1]} and {names[0]} is shown here ({counted})."
     return f"{what}: {more if low > 1 else less} over {names[1]} than over {names[0]} ({counted})."
 
@@ -334,7 +340,7 @@ def verdicts(compared, names, pairs):
     if len(names) < 2:
         return [f"Only {names[0]} was measured: nothing is compared."]
     if pairs < LEAST_PAIRS:
-        return [f"{pairs} pair{'s are' if pairs > 1 else ' is'} too few to tell a difference from chance: use "
+        return [f"{pairs} move{'s' if pairs > 1 else ''} each are too few to tell a difference from chance: use "
                 f"--repeats {LEAST_PAIRS} or more."]
     return [verdict(key, compared[key]["ratio"], names, pairs) for key in LESS if compared[key]["ratio"]]
 
