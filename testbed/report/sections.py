@@ -70,7 +70,7 @@ def top(study):
     said, more = verdicts(study)
     return join([el("header", el("h1", headline(study)), about(study)), section(
         "short", "In short", paragraph(
-            f"The same guest was moved between the same two hosts over the same link, in turns: "
+            f"At each point the same guest was moved {between(study)}, in turns: "
             f"{compared_in_words(study)}. A ratio below 1 means less. Where the interval of a ratio holds 1, no "
             f"difference is shown."),
         bullets(said, class_="verdict") or paragraph("Nothing can be compared: no point has runs of two contenders."),
@@ -80,6 +80,11 @@ def top(study):
         el("div", el("b", "What this can and cannot show"), *map(paragraph, cautions), class_="caution")
         if cautions else None,
     )])
+
+
+def between(study):
+    return "from one process to another on one machine" if on_one_machine(study) else \
+        "between the same two hosts over the same link"
 
 
 def on_one_machine(study):
@@ -285,7 +290,11 @@ def repeat_section(study):
 def repeats(study):
     """How often everything was done, and where it ended."""
     least, most = number(study.document, "repeats"), number(study.document, "max_repeats")
-    return f"{least} repeats of each, up to {most} where an interval stayed wide; " if least and most else ""
+    if not least or not most:
+        return ""
+    own = "".join(f", {scenario['name']} up to {max(least, scenario['max_repeats'])}" for scenario in study.scenarios
+                  if scenario["max_repeats"] and scenario["max_repeats"] < most)
+    return f"{least} repeats of each, up to {most} where an interval stayed wide{own}; "
 
 
 def describe(end):

@@ -125,6 +125,7 @@ def scenario_of(entry):
             "question": text(entry, "question") or "", "points": points,
             "contenders": contenders or [{"name": "?", "transport": "?", "options": []}],
             "axis": axis if axis and points and all(point["x"] is not None for point in points) else None,
+            "max_repeats": number(entry, "max_repeats"),
             "plots": [plot for plot in plots if plot in FIGURES] or ["total_s", "downtime_ms"],
             "published": entries(entry, "published"), "scale": text(entry, "scale"), "text": text(entry, "text") or ""}
 

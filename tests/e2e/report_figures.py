@@ -616,6 +616,16 @@ def odd_folders(context):
             expect(wanted in world.text, f"{name}: expected the report to say '{wanted}'")
     with World(alone(bare(repeats=1), ends=[{"host": "local", "address": "127.0.0.1", "virtual": False}])) as world:
         expect("loopback was the link" in world.text, "expected a caution about one machine")
+        expect("same two hosts" not in world.text, "expected no word of two hosts where there was one")
+
+    def limited(out):
+        document = alone(bare(repeats=1), repeats=5, max_repeats=15)(out)
+        document["scenarios"][0]["max_repeats"] = 12
+        report_data.save(out, document)
+        return document
+
+    with World(limited) as world:
+        expect("up to 15 where an interval stayed wide, bare up to 12" in world.text, "expected a limit of its own")
 
 
 def places(context):
