@@ -74,6 +74,7 @@ static void estimate(const struct costs_key *key, struct fixed_costs *out)
         .downtime_ns = estimates[i].downtime_ms * NS_PER_MS,
         .downtime_spread_ns = estimates[i].downtime_spread_ms * NS_PER_MS,
         .finish_ns = estimates[i].finish_ms * NS_PER_MS,
+        .state_bytes = policy_first_state_bytes(key->vcpus),
         .bandwidth_ratio = 1,
     };
 }

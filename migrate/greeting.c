@@ -112,7 +112,7 @@ static int describe_guest(struct migration *m, struct error *err)
     out->memory_bytes = description.memory_bytes;
     out->vcpus = description.vcpus;
     source_recall(m, &description);
-    m->state_bytes = (uint64_t)description.vcpus * (16 << 10) + (32 << 10);
+    m->state_bytes = policy_first_state_bytes(description.vcpus);
     free(body);
     guest_description_free(&description);
     return result;

@@ -11,6 +11,12 @@
  * still. */
 enum { POLICY_FIRST_FIXED_MS = 8, POLICY_FIRST_PAUSE_DELAY_MS = 3 };
 
+/* The same for the size of device state. */
+static inline uint64_t policy_first_state_bytes(unsigned vcpus)
+{
+    return (uint64_t)vcpus * (16 << 10) + (32 << 10);
+}
+
 enum on_timeout { ON_TIMEOUT_CANCEL, ON_TIMEOUT_FORCE };
 
 struct policy_limits {

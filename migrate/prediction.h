@@ -39,6 +39,7 @@ struct fixed_costs {
     uint64_t downtime_ns; /* all of the downtime but the last round's pages and round trips */
     uint64_t downtime_spread_ns; /* half the width of where 90 % of them lay */
     uint64_t finish_ns;          /* from the guest running there until the source is free */
+    uint64_t state_bytes;        /* what the policy takes the device state for at first */
     double bandwidth_ratio;      /* measured over rehearsed, 1 when not known */
 };
 

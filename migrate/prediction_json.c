@@ -54,6 +54,9 @@ static const struct field cost_fields[] = {
     COST(downtime_spread_ns, "downtime_spread_ns"),
     COST(finish_ns, "finish_ns"),
 };
+
+/* As above. */
+static const struct field state_field[] = {COST(state_bytes, "state_bytes")};
 /* clang-format on */
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -103,6 +106,7 @@ cJSON *fixed_costs_to_json(const struct fixed_costs *c)
 {
     cJSON *json = cJSON_CreateObject();
     bool complete = json && fields_add(json, c, cost_fields, COUNT(cost_fields)) &&
+                    fields_add(json, c, state_field, 1) &&
                     cJSON_AddNumberToObject(json, "bandwidth_ratio", c->bandwidth_ratio);
 
     return or_nothing(json, complete);
@@ -155,6 +159,9 @@ int fixed_costs_from_json(const cJSON *json, struct fixed_costs *out, struct err
     *out = (struct fixed_costs){0};
     if (!result)
         result = fields_read(json, out, cost_fields, COUNT(cost_fields), err);
+    out->state_bytes = policy_first_state_bytes(1);
+    if (!result && cJSON_HasObjectItem(json, state_field[0].key))
+        result = fields_read(json, out, state_field, 1, err);
     if (!result)
         result = read_ratio(json, "bandwidth_ratio", 0.001, 1000, &out->bandwidth_ratio, err);
     return result;

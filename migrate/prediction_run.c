@@ -19,7 +19,6 @@
 enum {
     RUN_HISTORY = 64,
     STEADY_ROUNDS = 4, /* that differ by so little that the next will, too: */
-    ASSUMED_STATE = 48 << 10,
     PAUSE_US = 500, /* from the end of a round's collect until the vCPUs stand still */
 };
 
@@ -190,7 +189,7 @@ static void begin(struct run *r)
     }
     r->input = (struct policy_input){
         .rounds = r->rounds,
-        .state_bytes = ASSUMED_STATE,
+        .state_bytes = s->costs->state_bytes,
         .fixed_ns =
             POLICY_FIRST_FIXED_MS * NS_PER_MS + DOWNTIME_ROUND_TRIPS * s->path->round_trip_ns,
         .pause_delay_ns = POLICY_FIRST_PAUSE_DELAY_MS * NS_PER_MS,

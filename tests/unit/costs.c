@@ -120,6 +120,8 @@ Test(costs, nothing_known_gives_estimates_by_kind)
         cr_expect_eq(costs.setup_ns, 0u, "%s: the path knows the set-up", kinds[i]);
         cr_expect(costs.downtime_ns && costs.downtime_spread_ns && costs.finish_ns);
         cr_expect_float_eq(costs.bandwidth_ratio, 1, 1e-9);
+        cr_expect_eq(costs.state_bytes, policy_first_state_bytes(key.vcpus), "%s: %llu bytes",
+                     kinds[i], (unsigned long long)costs.state_bytes);
     }
 }
 

@@ -142,6 +142,23 @@ Test(prediction, only_what_is_tracked_of_the_set_up_gets_dirty)
     }
 }
 
+/* 20 MiB more in the pause are 200 ms, and the policy knows it as it does in a migration. */
+Test(prediction, a_large_device_state_counts_for_the_policy)
+{
+    struct dirty_profile guest = guest_of(0, 20 * MIB_PAGES);
+    struct path_profile path = plain_path();
+    struct fixed_costs costs = plain_costs();
+    struct policy_limits limits = {.downtime_ns = MS(300)};
+    struct prediction p;
+
+    for (unsigned large = 0; large < 2; large++) {
+        costs.state_bytes = large * 20 * mib_per_s;
+        prediction_make(&guest, &path, &costs, &limits, 0, &p);
+        cr_expect(p.converges && p.rounds == 2 + large, "%u MiB of state: %u rounds", large * 20,
+                  p.rounds);
+    }
+}
+
 /* --- What does not converge */
 
 struct end_case {
@@ -477,6 +494,7 @@ Test(prediction, paths_and_costs_come_back_from_json)
                                              .downtime_ns = 22,
                                              .downtime_spread_ns = 33,
                                              .finish_ns = 44,
+                                             .state_bytes = 55,
                                              .bandwidth_ratio = 0.75};
     struct error err = {0};
     cJSON *json = parse_again(path_profile_to_json(&path));
@@ -498,6 +516,7 @@ Test(prediction, paths_and_costs_come_back_from_json)
     cr_expect_eq(costs_again.downtime_spread_ns, costs.downtime_spread_ns);
     cr_expect_eq(costs_again.setup_ns, costs.setup_ns);
     cr_expect_eq(costs_again.finish_ns, costs.finish_ns);
+    cr_expect_eq(costs_again.state_bytes, costs.state_bytes);
     cr_expect_eq(costs_again.bandwidth_ratio, costs.bandwidth_ratio);
     cJSON_Delete(json);
 }
@@ -529,6 +548,7 @@ static const struct {
     {true, "bandwidth_ratio", "1e9"},
     {true, "bandwidth_ratio", NULL},
     {true, "finish_ns", "{}"},
+    {true, "state_bytes", "-1"},
 };
 
 Test(prediction, believes_no_json_that_cannot_be)
