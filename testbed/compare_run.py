@@ -331,13 +331,9 @@ class Run:
 
     def accel_of(self, session, wish):
         if wish not in self.accel:
-            able = all(end.guests_kvm() for end in session.ends)
-            if not able and wish == "kvm":
-                raise Failure("a scenario asks for accel = \"kvm\", and /dev/kvm cannot be used on both hosts")
-            if not able and not wish:
-                self.warn("/dev/kvm cannot be used on both hosts: guests are synthetic, the same workload as "
-                          "threads of a process")
-            self.accel[wish] = wish or ("kvm" if able else "synthetic")
+            self.accel[wish], why = pair.accel_of(session.ends, wish)
+            if why:
+                self.warn(why)
             if not wish:
                 self.same_accel(self.accel[wish])
         return self.accel[wish]

@@ -38,17 +38,22 @@ def add_options(parser):
     """Those that every program with two hosts has."""
     parser.add_argument("hosts", nargs="*", metavar="HOST", help="two hosts as ssh takes them, like root@hostA "
                         "root@hostB (default: virtual hosts, booted for this and ended when none are up)")
+    add_pair_options(parser)
+    parser.add_argument("--lanes", type=number, metavar="N", help="default: wander's")
+    parser.add_argument("--warm-up", type=lambda text: number(text, 0), default=1, metavar="N",
+                        help="repeats that do not count (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report of every move there")
+
+
+def add_pair_options(parser):
+    """What there is to say of the two hosts beside their names."""
     parser.add_argument("--addresses", metavar="A,B", help="of the link to use, one of each host (default: of the RDMA "
                         "device's interface; without one, where ssh comes in)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="virtual hosts: the pair in DIR "
                         f"(default: {instance.default_directory()} if it is up)")
     parser.add_argument("--program", default=hosts.PROGRAM, metavar="FILE", help="the wander to copy to both "
                         "(default: %(default)s)")
-    parser.add_argument("--lanes", type=number, metavar="N", help="default: wander's")
-    parser.add_argument("--warm-up", type=lambda text: number(text, 0), default=1, metavar="N",
-                        help="repeats that do not count (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report of every move there")
 
 
 def number(text, least=1):
@@ -63,12 +68,9 @@ def check_options(parser, options):
         parser.error(f"give two hosts or none, not {len(options.hosts)}")
     if len(set(options.hosts)) == 1:
         parser.error(f"give two different hosts, not {options.hosts[0]} twice")
-    if options.addresses and len(options.addresses.split(",")) != 2:
-        parser.error(f"--addresses: '{options.addresses}' is not two addresses with a comma between them")
+    check_pair_options(parser, options)
     if options.hosts and (options.state or getattr(options, "link", None)):
         parser.error("--state and --link are for virtual hosts; real ones are as they are")
-    if not os.access(options.program, os.X_OK):
-        parser.error(f"no program at '{options.program}': build it (testbed/build build), or name it with --program")
     try:
         if options.json:
             open(options.json, "a").close()
@@ -76,6 +78,13 @@ def check_options(parser, options):
             options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"cannot write '{error.filename}': {error.strerror}")
+
+
+def check_pair_options(parser, options):
+    if options.addresses and len(options.addresses.split(",")) != 2:
+        parser.error(f"--addresses: '{options.addresses}' is not two addresses with a comma between them")
+    if not os.access(options.program, os.X_OK):
+        parser.error(f"no program at '{options.program}': build it (testbed/build build), or name it with --program")
 
 
 def run_program(body, parser, name):
@@ -243,6 +252,17 @@ class End:
 
 
 # --- a move
+
+
+def accel_of(ends, wish):
+    """(kind of guest, None or why it is a synthetic one). A Failure when KVM is wished for, and not to be had."""
+    lacking = " and ".join(str(end) for end in ends if not end.guests_kvm())
+    if lacking and wish == "kvm":
+        raise Failure(f"guests are to run on KVM, and /dev/kvm cannot be used on {lacking}; synthetic ones need none")
+    if lacking and not wish:
+        return "synthetic", (f"/dev/kvm cannot be used on {lacking}: guests are synthetic, the same workload as "
+                             f"threads of a process")
+    return wish or "kvm", None
 
 
 class Guest:
