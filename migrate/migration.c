@@ -1,7 +1,6 @@
 #include "migrate/source.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,21 +85,11 @@ static int last_words(struct migration *m, struct error *err)
     return result;
 }
 
-/* Guests in processes of their own may end without us. */
-static bool guest_ended(struct migration *m)
-{
-    if (!m->guest->ops->end_event)
-        return false;
-    struct pollfd end = {.fd = m->guest->ops->end_event(m->guest), .events = POLLIN};
-
-    return poll(&end, 1, 0) > 0;
-}
-
 int source_interrupted(void *migration, struct error *err)
 {
     struct migration *m = migration;
 
-    if (guest_ended(m))
+    if (guest_ended(m->guest))
         return error_set(err, ESRCH, "the guest has ended by itself");
     if (atomic_load(&m->cancelled))
         return error_set(err, ECANCELED, "cancelled");
@@ -263,7 +252,7 @@ static enum migration_phase finish_failed(struct migration *m, struct error *why
     snprintf(m->measurement.result, sizeof(m->measurement.result),
              why->code == ECANCELED ? "cancelled" : "failed");
     snprintf(m->measurement.error, sizeof(m->measurement.error), "%s", why->text);
-    if (guest_ended(m)) {
+    if (guest_ended(m->guest)) {
         phase = MIGRATION_STUCK;
         source_say(m, "%s; the guest has ended by itself and does not run any more", why->text);
     } else if (phase == MIGRATION_FAILED) {

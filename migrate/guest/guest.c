@@ -1,10 +1,19 @@
-/* What all guests share: extent lists, state buffers, descriptions, reasons. */
+/* What all guests share: their end, extent lists, state buffers, descriptions, reasons. */
 #include "migrate/guest/guest.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+bool guest_ended(struct guest *guest)
+{
+    int event = guest->ops->end_event ? guest->ops->end_event(guest) : -1;
+    struct pollfd end = {.fd = event, .events = POLLIN};
+
+    return poll(&end, 1, 0) > 0;
+}
 
 static int extent_list_grow(struct extent_list *list)
 {

@@ -208,6 +208,9 @@ struct guest_ops {
     void (*destroy)(struct guest *g);
 };
 
+/* Guests in processes of their own may end without us. */
+bool guest_ended(struct guest *guest);
+
 /* What a destination makes guests with. */
 struct guest_host {
     char *const *command; /* qemu: program and arguments, as the operator gave them; NULL: none */
