@@ -229,7 +229,7 @@ MORE_TITLES = {
     **{f"share_{limit}": f"goodput, share of {limit}" for limit in LIMITS},
     "work_during": "guest's speed during the move, share of before",
     "work_after": "guest's speed after the move, share of before",
-    "both_own_cpu": "CPU wander's own at both ends, without the guest, s/GiB",
+    "both_own_cpu": "CPU wander's own, s/GiB",
 }
 DRAWN = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu")
 

@@ -20,7 +20,9 @@ are marked, and kept in every figure.""",
     """CPU of a whole host: /proc/stat's user, system and interrupts (softirq too) from just before the move's command
 to its end, the guest's own computing and the start of processes included; much of soft-RoCE's work is charged to no
 process. As the machine under it counts: what a virtual host's own process took meanwhile.""",
-    """CPU, wander's own: its engine, lanes and the rest of its process at both ends, without the guest's threads.""",
+    """CPU, wander's own: its engine, lanes and the rest of its process at both ends, without the guest's threads. What
+the kernel does for its sockets is in it, and much of what the kernel does for soft-RoCE is not: compare transports by
+whole hosts.""",
     """Per GiB means per GiB of guest memory sent, pages that were sent again included: what sends more looks cheaper by
 it, and a guest of a few MiB dear, for the fixed part is divided by little.""",
     """Goodput is guest bytes per second over the rounds with the guest running; its share is of what the named tool

@@ -180,7 +180,7 @@ FIGURES = {
     **{f"{side}_{role}_cpu": f"CPU {side} wander, {role}, s/GiB" for side in SIDES for role in ROLES},
     **{f"{side}_rest_cpu": f"CPU {side} host, all but wander and guest, s/GiB" for side in SIDES},
     **{f"{side}_machine_cpu": f"CPU {side} host, as the machine under it counts, s/GiB" for side in SIDES},
-    **{f"{side}_own_cpu": f"CPU {side} wander's own, without the guest, s/GiB" for side in SIDES},
+    **{f"{side}_own_cpu": f"CPU {side} wander's own, s/GiB" for side in SIDES},
 }
 
 

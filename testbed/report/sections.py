@@ -200,7 +200,7 @@ def counters_section(study):
             what = text(words, name)
             (known if what else others).append(tables.row(
                 group.key, el("td", f"{side}, {kind}", class_="words"), el("td", name, class_="words"),
-                el("td", what or "", class_="words"), plain(value), f"{moves} of {len(group.tried)}"))
+                el("td", what or "", class_="words"), str(round(value)), f"{moves} of {len(group.tried)}"))
     head = "counters", "Counters that changed"
     if not known and not others:
         return section(*head, paragraph("No counter of a network or RDMA device changed during the moves, or none "

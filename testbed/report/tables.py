@@ -103,7 +103,8 @@ def main_table(study, scenario):
 
 
 VERDICTS = {(False, False): "no difference shown", (True, False): "differs",
-            (True, True): "differs; the medians' intervals overlap"}
+            (True, True): "differs*"}
+OVERLAP = "differs*: the two medians' own intervals overlap all the same."
 
 
 def ratio_cell(result, pair, key):
@@ -126,7 +127,7 @@ def ratio_table(study, scenario):
             rows.append(row(f"{point['label']}: {other['name']} ÷ {first['name']}",
                             *(ratio_cell(difference(*pair, key), pair, key) for key in keys), begins=index == 0))
     return table(["", *map(heading, keys)], rows,
-                 f"Ratios over {first['name']} with 98 % intervals, from runs of one boot.")
+                 f"Ratios over {first['name']} with 98 % intervals, from runs of one boot. {OVERLAP}")
 
 
 def ours_table(study, scenario):
@@ -145,7 +146,7 @@ def ours_table(study, scenario):
     names = [contender["name"] for contender in scenario["contenders"]]
     return table(["", *names, *(f"{other['name']} ÷ {first['name']}" for first, other in pairs)], rows,
                  "Ours, at this scale, with the ratio of every two contenders. What the scale leaves comparable is "
-                 "said above.") if rows else None
+                 f"said above. {OVERLAP}") if rows else None
 
 
 def full_tables(study, scenario):
