@@ -200,7 +200,18 @@ static void extrapolate(const struct dirty_profile *p, const struct tail *tail, 
     pour(p, left, room, out);
 }
 
-double dirty_profile_pages(const struct dirty_profile *p, unsigned band, double ns)
+double dirty_profile_pages(const struct dirty_profile *p, double ns)
+{
+    if (p->window_count == 0 || !(ns > 0))
+        return 0;
+    if (ns <= last_ns(p))
+        return total_pages(p, ns);
+    struct tail tail = find_tail(p);
+    return smaller(total_pages(p, last_ns(p)) + tail_pages(&tail, ns),
+                   (double)dirty_profile_present(p));
+}
+
+double dirty_curve_band(const struct dirty_profile *p, unsigned band, double ns)
 {
     double pages[PROFILE_BANDS];
 

@@ -22,6 +22,8 @@ struct dirty_curve {
     double along[CURVE_POINTS];
 };
 
+/* What dirty_profile_pages tells of all bands, of one. */
+double dirty_curve_band(const struct dirty_profile *p, unsigned band, double ns);
 void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *out);
 /* A guest of `present` pages whose curve rises by `pages_per_s` without an end. */
 void dirty_curve_make_steady(double pages_per_s, double present, struct dirty_curve *out);

@@ -44,9 +44,9 @@ int dirty_profile_rearm(struct guest *guest, struct tracker *tracker, uint64_t *
                         struct error *err);
 
 uint64_t dirty_profile_present(const struct dirty_profile *p); /* pages of all bands */
-/* Distinct pages of a band that get dirty in `ns`, never more than the band has: between the
- * windows straight lines, beyond the last as its end shows (a curve that had bent goes on bent). */
-double dirty_profile_pages(const struct dirty_profile *p, unsigned band, double ns);
+/* Distinct pages that get dirty in `ns`, never more than there are: between the windows straight
+ * lines, beyond the last as its end shows (a curve that had bent goes on bent). */
+double dirty_profile_pages(const struct dirty_profile *p, double ns);
 /* What the curve as a whole shows: pages written over and over (0: none found; equal to what was
  * seen when the curve did not bend yet), and pages a second that get dirty while none is. */
 uint64_t dirty_profile_hot_pages(const struct dirty_profile *p);

@@ -56,15 +56,11 @@ static int guest_interrupted(void *rehearsing, struct error *err)
 {
     struct rehearsing *r = rehearsing;
 
-    int end_fd = r->guest->ops->end_event ? r->guest->ops->end_event(r->guest) : -1;
-    struct pollfd events[] = {{.fd = r->cancel_fd, .events = POLLIN},
-                              {.fd = end_fd, .events = POLLIN}};
+    struct pollfd cancel = {.fd = r->cancel_fd, .events = POLLIN};
 
-    if (poll(events, 2, 0) <= 0)
-        return 0;
-    if (events[1].revents)
+    if (guest_ended(r->guest))
         return error_set(err, ESRCH, "the guest has ended by itself");
-    return error_set(err, ECANCELED, "the prediction was cancelled");
+    return poll(&cancel, 1, 0) > 0 ? error_set(err, ECANCELED, "the prediction was cancelled") : 0;
 }
 
 /* Any question will do: what is asked is whether a destination answers, before seconds are spent on
@@ -127,28 +123,20 @@ static int after_sending(void *rehearsing, struct error *err)
     return result;
 }
 
-static double pages_in(const struct dirty_profile *guest, double ns)
-{
-    double pages = 0;
-
-    for (unsigned band = 0; band < PROFILE_BANDS; band++)
-        pages += dirty_profile_pages(guest, band, ns);
-    return pages;
-}
-
 /* The share of its undisturbed time after which the guest had written as much as it did while pages
  * were sent. A guest that is idle, or has written all it writes in a fraction of that time, does
  * not show it. */
 static double guest_share(const struct dirty_profile *guest, uint64_t pages, uint64_t ns)
 {
-    double all = pages_in(guest, (double)ns), low = 0.05, high = 1;
+    double all = dirty_profile_pages(guest, (double)ns), low = 0.05, high = 1;
 
-    if (all < TELLING_PAGES || (double)pages >= all || pages_in(guest, (double)ns / 2) > all * 0.9)
+    if (all < TELLING_PAGES || (double)pages >= all ||
+        dirty_profile_pages(guest, (double)ns / 2) > all * 0.9)
         return 1;
     while (high - low > 0.001) {
         double middle = (low + high) / 2;
 
-        if (pages_in(guest, (double)ns * middle) < (double)pages)
+        if (dirty_profile_pages(guest, (double)ns * middle) < (double)pages)
             low = middle;
         else
             high = middle;

@@ -77,15 +77,6 @@ static int read_view(const cJSON *answer, struct view *v, struct error *err)
     return result;
 }
 
-static double pages_in(const struct dirty_profile *guest, double ns)
-{
-    double pages = 0;
-
-    for (unsigned band = 0; band < PROFILE_BANDS; band++)
-        pages += dirty_profile_pages(guest, band, ns);
-    return pages;
-}
-
 static const char *size_of(double pages, char *out, size_t size)
 {
     return format_size((uint64_t)(pages * GUEST_PAGE_SIZE), out, size);
@@ -94,14 +85,14 @@ static const char *size_of(double pages, char *out, size_t size)
 /* A column's height is what gets dirty in that time. */
 static void print_plot(FILE *out, const struct dirty_profile *guest, double longest_ns)
 {
-    double most = pages_in(guest, longest_ns);
+    double most = dirty_profile_pages(guest, longest_ns);
     char top[CELL_SIZE], end[CELL_SIZE], line[PLOT_WIDTH + 1];
 
     size_of(most, top, sizeof(top));
     fprintf(out, "\nwritten, each page counted once, over the time watched:\n");
     for (unsigned row = PLOT_HEIGHT; row > 0; row--) {
         for (unsigned x = 0; x < PLOT_WIDTH; x++) {
-            double pages = pages_in(guest, longest_ns * (x + 1) / PLOT_WIDTH);
+            double pages = dirty_profile_pages(guest, longest_ns * (x + 1) / PLOT_WIDTH);
             line[x] = pages * PLOT_HEIGHT >= most * (row - 0.5) ? '#' : ' ';
         }
         line[PLOT_WIDTH] = '\0';
@@ -119,7 +110,7 @@ static void print_guest(FILE *out, const struct dirty_profile *guest)
     double longest = (double)guest->windows[guest->window_count - 1].ns, seen;
     char touched[CELL_SIZE], hot[CELL_SIZE], rate[CELL_SIZE], time[CELL_SIZE], all[CELL_SIZE];
 
-    seen = pages_in(guest, longest);
+    seen = dirty_profile_pages(guest, longest);
     fprintf(out, "guest: %s touched, %.0f %% of it zero pages\n",
             size_of(present, touched, sizeof(touched)),
             present > 0 ? 100 * (double)guest->zero_pages / present : 0);

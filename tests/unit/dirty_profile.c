@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "migrate/dirty_curve.h"
 #include "migrate/dirty_profile.h"
 #include "transport/base/clock.h"
 
@@ -355,10 +356,15 @@ Test(dirty_profile, goes_on_as_the_curve_shows)
     for (size_t i = 0; i < sizeof(curve_cases) / sizeof(curve_cases[0]); i++) {
         const struct curve_case *c = &curve_cases[i];
         struct dirty_profile p = curve_of(c->hot, c->writes_per_s, c->cold);
-        double got = dirty_profile_pages(&p, c->band, c->s * 1e9);
+        double got = dirty_curve_band(&p, c->band, c->s * 1e9);
 
         cr_expect_lt(fabs(got - c->want), c->want * c->tolerance + 1.5, "%s: %.1f pages, not %.1f",
                      c->name, got, c->want);
+        double all = 0, together = dirty_profile_pages(&p, c->s * 1e9);
+        for (unsigned band = 0; band < PROFILE_BANDS; band++)
+            all += dirty_curve_band(&p, band, c->s * 1e9);
+        cr_expect_lt(fabs(all - together), 0.01 + all * 1e-6, "%s: all %.2f pages, together %.2f",
+                     c->name, all, together);
     }
 }
 
@@ -371,7 +377,7 @@ Test(dirty_profile, never_falls_nor_overflows)
         for (unsigned band = 3; band < 8; band++) {
             double before = 0;
             for (double s = 1e-4; s < 1e6; s *= 1.3) {
-                double pages = dirty_profile_pages(&p, band, s * 1e9);
+                double pages = dirty_curve_band(&p, band, s * 1e9);
                 cr_assert_geq(pages, before - 1e-6, "seed %d, band %u, %g s: falls", seed, band, s);
                 cr_assert_leq(pages, BAND_PAGES + 1e-6, "seed %d, band %u, %g s: %g pages", seed,
                               band, s, pages);
@@ -387,9 +393,9 @@ Test(dirty_profile, fills_what_has_room_when_the_growing_bands_are_full)
     double pages = 0;
 
     for (unsigned band = 0; band < PROFILE_BANDS; band++)
-        pages += dirty_profile_pages(&p, band, 10e9);
+        pages += dirty_curve_band(&p, band, 10e9);
     cr_assert_lt(fabs(pages - 4000), 40, "%.0f pages after 10 s at 400 a second", pages);
-    cr_assert_lt(fabs(dirty_profile_pages(&p, 5, 10e9) - BAND_PAGES), 1);
+    cr_assert_lt(fabs(dirty_curve_band(&p, 5, 10e9) - BAND_PAGES), 1);
 }
 
 Test(dirty_profile, says_what_is_hot_and_at_which_rate)
