@@ -232,7 +232,7 @@ static struct move migrate_and_record(struct machine *m, const struct plan *plan
     struct policy_round *rounds = out->rounds;
     struct policy_input input = {
         .rounds = rounds,
-        .state_bytes = 48 << 10,
+        .state_bytes = plan->costs.state_bytes,
         .fixed_ns = POLICY_FIRST_FIXED_MS * NS_PER_MS + 3 * plan->path.round_trip_ns,
         .pause_delay_ns = POLICY_FIRST_PAUSE_DELAY_MS * NS_PER_MS,
     };
@@ -300,10 +300,12 @@ static void random_case(struct machine *m, struct plan *plan)
         .costs = {.downtime_ns = (uint64_t)uniform(3e6, 30e6),
                   .downtime_spread_ns = 2000000,
                   .finish_ns = (uint64_t)uniform(1e6, 50e6),
+                  .state_bytes = 48 << 10,
                   .bandwidth_ratio = 1},
         .limits = {.downtime_ns = (uint64_t)uniform_log(50e6, 1000e6),
                    .throttle_max = drand48() < 0.3 ? 99 : 0},
     };
+    plan->path.tracked_ns = plan->path.setup_ns;
     write_until(m, uniform(1, 5));
 }
 
