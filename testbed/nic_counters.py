@@ -46,7 +46,7 @@ WORDS = (
      r"retransSegs|max_retry_exceeded|retry_exceeded_err|duplicate_request",
      "RDMA packets sent again, or time-outs that lead to it"),
     (r"\w*(drop|discard|miss)\w*", "packets dropped"),
-    (r"\w*(crc|symbol|error|err)\w*", "errors"),
+    (r"\w*(crc|symbol|error|Err|_err|err_)\w*", "errors"),
 )
 # Of the kernel's hundreds of TCP counters.
 TCP = {"RetransSegs", "TCPTimeouts", "TCPOFOQueue", "InErrs", "TCPLostRetransmit", "TCPFastRetrans"}

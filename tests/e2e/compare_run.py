@@ -379,6 +379,9 @@ def counters(context):
                         ("local_ack_timeout_err", "again"), ("rx_discards_phy", "dropped")):
         expect(words in (nic_counters.meaning(name) or ""), f"expected '{words}' in what {name} means; got "
                                                             f"{nic_counters.meaning(name)}")
+    expect(nic_counters.meaning("ack_deferred") is None, "expected an answer that comes later to be no error")
+    for name in ("InErrs", "rx_errors_phy", "resp_local_length_error", "symbol_error", "rx_err_lane_0_phy"):
+        expect(nic_counters.meaning(name), f"expected {name} to mean trouble")
     told = nic_counters.told({"source": {**changed, "interface": {"rx_bytes": 8}}, "destination": {"rdma": {}}})
     wanted = ("counters: source np_cnp_sent +1 (congestion notifications sent), "
               "source RetransSegs +1 (TCP segments sent again)")
