@@ -231,6 +231,20 @@ Test(costs, medians_and_the_central_ninety_percent)
     expect_ms("spread", costs.downtime_spread_ns, 45);
 }
 
+Test(costs, of_two_the_quicker_counts)
+{
+    struct costs_key key = example_key();
+    struct fixed_costs costs;
+
+    learn_downtime(&key, 200);
+    learn_downtime(&key, 20);
+    costs_recall(&key, &costs);
+    expect_ms("downtime", costs.downtime_ns, 20);
+    learn_downtime(&key, 200);
+    costs_recall(&key, &costs);
+    expect_ms("downtime of three", costs.downtime_ns, 200);
+}
+
 Test(costs, the_newest_samples_stay)
 {
     struct costs_key key = example_key();
