@@ -1,131 +1,27 @@
 #!/usr/bin/python3
-"""The report of a comparison: its figures recomputed from the raw files by code of its own, every trace followed, text
-from files never taken for markup, and a report from whatever is or is not there."""
+"""The report of a comparison: its figures recomputed from the raw files by code of its own, every trace followed, and
+text from files never taken for markup."""
 
 import collections
-import contextlib
-import copy
 import csv
 import functools
-import html.parser
 import json
 import math
 import random
 import statistics
 import subprocess
-import tempfile
-from pathlib import Path
 from urllib.parse import unquote
 
 from cases import run_cases
-from hosts import PROGRAM, ROOT, SLOW, Failure, expect
+from hosts import PROGRAM, ROOT, SLOW, expect
 
-import report
 import report_data
 from report.moves import FIGURES
+from report_world import World, alone, arrived, bare, check_harmless, everything, raw_reports
 
-assert hasattr(report, "write"), "this is not testbed/report"
-VOID = {"meta", "br"}
 GIB, MIB = 1 << 30, 1 << 20
 DRAWS = 20000
 STUDENT = {5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201}  # 97.5 %, by degrees of freedom
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would see: elements with their attributes, the text of figures, links by row; and its defects."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.defects, self.figures, self.rows = [], [], [], [], []
-        self.feed(text)
-        self.defects += [f"<{name}> is never closed" for name in self.open]
-
-    def handle_starttag(self, name, attributes):
-        attributes = dict(attributes)
-        self.elements.append((name, attributes))
-        if name not in VOID:
-            self.open.append(name)
-        if name == "tr":
-            self.rows.append({"figures": [], "links": []})
-        if "data-figure" in attributes:
-            self.figures.append(attributes | {"text": "", "small": ""})
-            if name == "td":
-                self.rows[-1]["figures"].append(self.figures[-1])
-        if name == "a" and self.rows:
-            self.rows[-1]["links"].append(unquote(attributes["href"]))
-
-    def handle_startendtag(self, name, attributes):
-        self.elements.append((name, dict(attributes)))
-        if "data-figure" in dict(attributes):
-            self.figures.append(dict(attributes) | {"text": "", "small": ""})
-
-    def handle_endtag(self, name):
-        if not self.open or self.open.pop() != name:
-            self.defects.append(f"</{name}> closes nothing that is open")
-
-    def handle_data(self, text):
-        if self.figures and self.open and self.open[-1] == "td":
-            self.figures[-1]["text"] += text
-        elif self.figures and self.open[-2:] == ["td", "i"]:
-            self.figures[-1]["small"] += text
-
-
-@functools.cache
-def complete():
-    return World()
-
-
-def everything():
-    """The world with all there is, made once; nobody changes it. Its folder goes with the program."""
-    return contextlib.nullcontext(complete())
-
-
-class World:
-    """A comparison in a folder of its own, and its report; `make` fills the folder and gives its document."""
-
-    def __init__(self, make=report_data.make):
-        self.folder = tempfile.TemporaryDirectory(prefix="wander-report-")
-        self.out = Path(self.folder.name)
-        self.document = make(self.out)
-        self.path = report.write(self.out)
-        self.text = self.path.read_text()
-        self.page = Page(self.text)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.folder.cleanup()
-
-    def limits(self, move, scenario, point):
-        """What was measured in its boot over its link."""
-        settings = next(one["settings"] for entry in self.document["scenarios"] if entry["name"] == scenario
-                        for one in entry["points"] if one["id"] == point)
-        link = move.get("link") or {"shape": settings["link"], "mtu": settings["mtu"]}
-        return [limit for boot in self.document["boots"] if boot["id"] == move["boot"] for limit in boot["limits"]
-                if limit["link"] == link["shape"] and link["mtu"] in (None, limit["mtu"])]
-
-    @functools.cache
-    def moves(self, key, counted=True):
-        found = [json.loads(path.read_text()) for path in sorted((self.out / "moves" / key).glob("*.json"))]
-        scenario, point, _ = key.split("/")
-        for move in found:
-            move["one_machine"] = self.document.get("one_machine", False)
-            move["limits"] = self.limits(move, scenario, point)
-        return [move for move in found if not counted or arrived(move)]
-
-
-# --- the same figures once more, from the raw files
-
-
-def arrived(move):
-    reports = raw_reports(move)
-    return (not move["warm_up"] and move["failed"] is None and None not in reports
-            and all(one["result"] == "completed" for one in reports))
-
-
-def raw_reports(move):
-    return [guest["report"] for guest in move["guests"]] if "guests" in move else [move["report"]]
 
 
 def raw_gib(move):
@@ -523,25 +419,6 @@ def escaping(context):
         expect("\u202e" not in world.text, "expected nothing that turns text around")
 
 
-def check_harmless(world):
-    names = [name for name, _ in world.page.elements]
-    expect(names.count("script") == 1 and "img" not in names, "expected text from files never to become an element")
-    loose = [key for _, attributes in world.page.elements for key in attributes if key.startswith("on")]
-    expect(not loose, f"expected no handlers; got {loose[:3]}")
-    expect(not world.page.defects, f"expected well-formed markup; {world.page.defects[:3]}")
-    ids = [attributes["id"] for _, attributes in world.page.elements if "id" in attributes]
-    expect(len(ids) == len(set(ids)), "expected every id once")
-    sizes = [attributes for name, attributes in world.page.elements if name == "svg" and not
-             (float(attributes["width"]) > 0 and float(attributes["height"]) > 0 and "viewbox" in attributes)]
-    expect(not sizes, f"expected every drawing to have a size; got {sizes[:1]}")
-    places = [value for name, attributes in world.page.elements if name in ("path", "line", "circle", "rect", "text",
-                                                                            "polyline")
-              for key, value in attributes.items() if key in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "d",
-                                                              "width", "points")]
-    odd = [value for value in places if "nan" in value or "inf" in value]
-    expect(not odd, f"expected every mark to have a place; got {odd[:3]}")
-
-
 def one_table(context):
     with everything() as world:
         rows = list(csv.DictReader((world.out / "moves.csv").read_text().splitlines()))
@@ -568,143 +445,6 @@ def one_table(context):
                                                                                            "moves.csv")
 
 
-# --- what is not there, or not as it should be
-
-
-def alone(*made, **more):
-    """A world of some scenarios only."""
-    def make(out):
-        maker = report_data.Maker(out)
-        document = report_data.comparison([one(maker) for one in made], **more)
-        report_data.save(out, document)
-        return document
-    return make
-
-
-def bare(name="bare", contenders=None, **how):
-    def one(maker):
-        points = [report_data.point("p", how.get("x"))]
-        for repeat in range(1, how.get("repeats", 0) + 1):
-            for contender in contenders or report_data.CONTENDERS:
-                maker.move(name, "p", contender, repeat, **how.get("move", {}))
-        return report_data.scenario(name, name, points, contenders, {"label": "x"} if "x" in how else None)
-    return one
-
-
-ODD = {
-    "nothing": (alone(), "Nothing can be compared"),
-    "no moves": (alone(bare()), "No run of this scenario came to its end"),
-    "one repeat": (alone(bare(repeats=1)), "too few runs"),
-    "one contender": (alone(bare(contenders=report_data.CONTENDERS[:1], repeats=6)), "Nothing can be compared"),
-    "one point of an axis": (alone(bare(repeats=6, x=3.0)), "Total time"),
-    "only failures": (alone(bare(repeats=3, move={"failed": "broken"})), "6 migrations failed"),
-    "all given up": (alone(bare(repeats=5, move={"cancelled": True})), "5 given up"),
-    "all forced": (alone(bare(repeats=5, move={"forced": True})), "5 forced"),
-    "no predictions": (alone(bare(repeats=5, move={"no_prediction": True})), "No migration has a prediction"),
-    "not finished": (alone(bare(repeats=5), finished=False), "was not finished"),
-    "huge": (alone(bare(repeats=5, move={"slow": 1e9})), "Total time"),
-    "little known": (alone(bare(repeats=5), ends=[], boots=[], warnings=None, errors=None, command=None), "not known"),
-    "facts of the wrong kind": (alone(bare(repeats=5), ends=["a", {"rdma": 7}], boots=[{"limits": 3}, 4], warnings="no",
-                                      command="x", confidence_target="10"), "facts are incomplete"),
-}
-
-
-def odd_folders(context):
-    for name, (make, wanted) in ODD.items():
-        with World(make) as world:
-            check_harmless(world)
-            expect(wanted in world.text, f"{name}: expected the report to say '{wanted}'")
-    with World(alone(bare(repeats=1), ends=[{"host": "local", "address": "127.0.0.1", "virtual": False}])) as world:
-        expect("loopback was the link" in world.text, "expected a caution about one machine")
-        expect("same two hosts" not in world.text, "expected no word of two hosts where there was one")
-
-    def limited(out):
-        document = alone(bare(repeats=1), repeats=5, max_repeats=15)(out)
-        document["scenarios"][0]["max_repeats"] = 12
-        report_data.save(out, document)
-        return document
-
-    with World(limited) as world:
-        expect("up to 15 where an interval stayed wide, bare up to 12" in world.text, "expected a limit of its own")
-
-
-def places(context):
-    """No loss and little loss are told apart on an axis."""
-    def losses(maker):
-        points = [report_data.point(f"{loss:g}", loss) for loss in (0, 0.01, 0.1, 0.5)]
-        for here in points:
-            for repeat in range(5):
-                maker.move("loss", here["id"], report_data.CONTENDERS[0], repeat + 1)
-        return report_data.scenario("loss", "Loss", points, report_data.CONTENDERS[:1], {"label": "loss"})
-
-    with World(alone(losses)) as world:
-        marks = {attributes["data-key"]: float(attributes["cx"]) for name, attributes in world.page.elements
-                 if name == "circle" and attributes.get("data-figure") == "total_s"}
-        across = [marks[f"loss/{loss}/tcp"] for loss in ("0", "0.01", "0.1", "0.5")]
-        steps = [later - former for former, later in zip(across, across[1:])]
-        expect(min(steps) > 30, f"expected four points well apart; got {across}")
-
-
-def damaged_files(context):
-    def make(out):
-        document = report_data.make(out)
-        for index, text in enumerate(("{", "[1]", "[" * 100000, '{"report": NaN}', '{"guests": [1, {"report": {}}]}',
-                                      "\udcff")):
-            path = out / "moves/patterns/once/tcp" / f"9{index}.json"
-            path.write_bytes(text.encode(errors="surrogateescape"))
-        stray = out / "moves/nowhere/p/tcp/01.json"
-        stray.parent.mkdir(parents=True)
-        stray.write_text("{}")
-        return document
-
-    with World(make) as world:
-        check_harmless(world)
-        for wanted in ("tcp/90.json cannot be read", "tcp/91.json is no move", "nowhere/p/tcp/01.json belongs to no "
-                                                                               "point"):
-            expect(wanted in world.text, f"expected the report to say '{wanted}'")
-    for text in (None, "{", "[]", '{"schema": 9}'):
-        with tempfile.TemporaryDirectory() as out:
-            if text is not None:
-                (Path(out) / "comparison.json").write_text(text)
-            try:
-                report.write(out)
-            except Failure:
-                continue
-            raise Failure(f"expected no report of {text!r}, but a message")
-
-
-WRONG = (None, -1, 0, 1e308, "text", report_data.HOSTILE, True, [], {}, [1, "x"], {"a": {"b": 1}}, float("nan"),
-         float("inf"))
-
-
-def spoil(value, chance, share):
-    """The document with some of its values exchanged for wrong ones."""
-    if chance.random() < share:
-        return copy.deepcopy(chance.choice(WRONG))
-    if isinstance(value, dict):
-        return {key: spoil(entry, chance, share) for key, entry in value.items()}
-    return [spoil(entry, chance, share) for entry in value] if isinstance(value, list) else value
-
-
-def wrong_values(context):
-    """Whatever the files hold, there is a report, and it is harmless."""
-    for _ in range(context.full and 200 or 12):
-        share = context.random.choice((0.002, 0.02, 0.2))
-
-        def make(out, share=share):
-            document = alone(bare(repeats=5), report_data.several)(out)
-            for path in out.glob("moves/*/*/*/*.json"):
-                path.write_text(json.dumps(spoil(json.loads(path.read_text()), context.random, share)))
-            spoilt = {key: spoil(value, context.random, share / 4) for key, value in document.items()
-                      if key != "schema"}
-            report_data.save(out, spoilt | {"schema": 1})
-            return document
-
-        with World(make) as world:
-            check_harmless(world)
-
-
 if __name__ == "__main__":
     run_cases(__doc__, {case.__name__: case for case in (
-        medians, real, ratios, papers, forecasts, few_repeats, unforetold, counters, traces, escaping, one_table,
-        odd_folders, places, damaged_files, wrong_values)})
+        medians, real, ratios, papers, forecasts, few_repeats, unforetold, counters, traces, escaping, one_table)})
