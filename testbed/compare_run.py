@@ -122,11 +122,15 @@ class Session:
         """None, or why this point cannot be had on these hosts."""
         if self.machine:
             return None
-        if settings["link"]:
+        if settings["link"] and not settings["link_where"]:
             return f"link {settings['link']} (only the link of virtual hosts is shaped)"
         if settings["mtu"] and any(mtu != settings["mtu"] for mtu in self.mtus):
             return f"MTU {settings['mtu']} (it is {self.mtus} here, and real hosts are left as they are)"
         return None
+
+    def shape_of(self, settings):
+        """What a point makes of the link here, as text; None: it stays as it is."""
+        return settings["link"] if self.machine else None
 
     def set_link(self, settings):
         """Gives the link the properties of a point, those it had before where the point says nothing, and finds out
@@ -134,7 +138,7 @@ class Session:
         if self.machine:
             self.set_shape(shaping.parse(settings["link"]) if settings["link"] else self.shape_before)
             self.set_mtus([settings["mtu"]] * 2 if settings["mtu"] else self.mtus_before)
-        state = (settings["link"], self.mtu())
+        state = (self.shape_of(settings), self.mtu())
         if state in self.limited or not self.run.options.limits:
             return
         self.limited.add(state)
@@ -144,7 +148,7 @@ class Session:
         lanes = link_limits.lanes_of(cell.options() for cell in cells) | {DEFAULT_LANES}
         found = [limit for ways in (self.ends, self.ends[::-1])
                  for limit in link_limits.measure(*ways, with_rdma, lanes, self.run.warn)]
-        self.boot["limits"] += [{**limit, "link": settings["link"], "mtu": self.mtu()} for limit in found]
+        self.boot["limits"] += [{**limit, "link": self.shape_of(settings), "mtu": self.mtu()} for limit in found]
         self.run.store.save()
 
 
@@ -362,7 +366,8 @@ class Run:
         move = {"schema": 1, "scenario": cell.scenario, "point": cell.point["id"], "contender": cell.contender["name"],
                 "transport": cell.contender["transport"], "repeat": repeat, "warm_up": warm_up,
                 "boot": session.boot["id"], "order": self.order, "began": made, "source": str(source),
-                "destination": str(destination), "link": {"shape": settings["link"], "mtu": session.mtu()}, **result}
+                "destination": str(destination),
+                "link": {"shape": session.shape_of(settings), "mtu": session.mtu()}, **result}
         session.moving = None
         self.store.add(cell, label, move)
         cell.take(label, move)

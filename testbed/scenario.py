@@ -136,7 +136,7 @@ GUEST = table({"memory": size, "workload": workload, "vcpus": count(MOST_VCPUS),
                "accel": one_of("kvm", "synthetic")})
 MOVE = table({"options": options})
 LINK = table({"rate": shape("rate"), "delay": shape("delay"), "loss": shape("loss"),
-              "mtu": count(MOST_MTU, LEAST_MTU)})
+              "mtu": count(MOST_MTU, LEAST_MTU), "where": one_of("virtual")})
 SECTIONS = {"guest": GUEST, "move": MOVE, "link": LINK}
 FILE = table({
     "title": text, "question": text, "scale": text, **SECTIONS,
@@ -159,11 +159,12 @@ def settings_of(file, point):
     guest = {"memory": "64M", "workload": "touch=48M", "vcpus": 1, "count": 1, "accel": None,
              **file.get("guest", {}), **point.get("guest", {})}
     link = {**file.get("link", {}), **point.get("link", {})}
-    mtu = link.pop("mtu", None)
+    mtu, where = link.pop("mtu", None), link.pop("where", None)
     return {"memory": guest["memory"], "workload": guest["workload"], "vcpus": guest["vcpus"],
             "guests": guest["count"], "accel": guest["accel"],
             "link": ",".join(f"{key}={link[key]}" for key in ("rate", "delay", "loss") if key in link) or None,
-            "mtu": mtu, "options": file.get("move", {}).get("options", []) + point.get("move", {}).get("options", [])}
+            "link_where": where, "mtu": mtu,
+            "options": file.get("move", {}).get("options", []) + point.get("move", {}).get("options", [])}
 
 
 def point_of(file, given, key):

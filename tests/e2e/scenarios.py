@@ -108,7 +108,7 @@ link = { rate = "100Mbit", mtu = 9000 }
 """, "layers.toml")
     first, second = read["points"]
     wanted = {"memory": "96M", "workload": "touch=8M", "vcpus": 1, "guests": 1, "accel": None, "link": "delay=5ms",
-              "mtu": 1500, "options": ["--lanes=2"]}
+              "link_where": None, "mtu": 1500, "options": ["--lanes=2"]}
     expect(first["settings"] == wanted, f"expected the file's settings {wanted}; got {first['settings']}")
     wanted = {**wanted, "memory": "1G", "guests": 2, "link": "rate=100Mbit,delay=5ms", "mtu": 9000,
               "options": ["--lanes=2", "--verify"]}
