@@ -212,7 +212,8 @@ class Run:
                           f"went well")
 
     def lose(self, session, why):
-        self.warn(f"the hosts of boot {session.boot['id']} were lost: {why}")
+        words = f"; their kernels' last words:\n{session.machine.instance.last_words(600)}" if session.machine else ""
+        self.warn(f"the hosts of boot {session.boot['id']} were lost: {why}{words}")
         cell = session.moving
         if cell:
             cell.losses += 1

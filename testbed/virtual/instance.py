@@ -254,6 +254,12 @@ class Instance:
             about["settings"]["link"] = link
             self.write(about)
 
+    def last_words(self, characters=3000):
+        """What the kernels of both hosts said last."""
+        consoles = [self.directory / f"{name}.console" for name in NAMES]
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-characters:]}" for path in consoles
+                         if path.exists())
+
     def status(self):
         """{host: what is known of it}, for people and scripts."""
         about, up = self.read(), self.alive()

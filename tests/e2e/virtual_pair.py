@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "testbed"))
 
 import remote  # noqa: E402
 from hosts import ROOT, Failure  # noqa: E402
-from virtual import image  # noqa: E402
+from virtual import image, instance  # noqa: E402
 from virtual.packages import Trouble  # noqa: E402
 
 # The state directory of hosts that are up and the process they end with; or why there are none: a reason to skip, or to
@@ -69,12 +69,6 @@ def answers(state):
     return bool(found) and all(host.get("answers") for host in found.values())
 
 
-def last_words(state):
-    """What the kernels of both hosts said last."""
-    consoles = [Path(state) / f"{name}.console" for name in ("a", "b")]
-    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in consoles if path.exists())
-
-
 def renewed(body):
     """A case during which a host's kernel may hang, as soft-RoCE's does now and then when its link goes down: then the
     hosts are booted anew and the case is tried once more."""
@@ -85,7 +79,7 @@ def renewed(body):
             state = state_directory()
             if answers(state):
                 raise
-            print(f"a virtual host hangs: {failure}\n{last_words(state)}\nbooting both anew", flush=True)
+            print(f"a virtual host hangs: {failure}\n{instance.Instance(state).last_words()}\nbooting both anew", flush=True)
         end(state)
         bring_up(state, os.environ.get(UNTIL, os.getpid()))
         hosts.cache_clear()
