@@ -86,11 +86,10 @@ int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_bef
     return 0;
 }
 
-static int announce_round(struct migration *m, bool paused, uint64_t pages, struct error *err)
+static int announce_round(struct migration *m, uint64_t pages, struct error *err)
 {
     struct round_message message = {
         .number = (uint32_t)m->measurement.round_count,
-        .paused = paused,
         .pages = pages,
     };
     uint8_t body[16];
@@ -133,7 +132,7 @@ static int await_ready(struct migration *m, struct error *err)
 static int first_round(struct migration *m, struct error *err)
 {
     uint64_t started = clock_now(), wire = wire_bytes(m);
-    int result = announce_round(m, false, m->measurement.present_bytes / GUEST_PAGE_SIZE, err);
+    int result = announce_round(m, m->measurement.present_bytes / GUEST_PAGE_SIZE, err);
 
     m->measurement.setup_ns = started - m->accepted_at;
     if (!result)
@@ -146,7 +145,7 @@ static int first_round(struct migration *m, struct error *err)
 static int another_round(struct migration *m, struct error *err)
 {
     uint64_t started = clock_now(), wire = wire_bytes(m);
-    int result = announce_round(m, false, m->dirty_pages, err);
+    int result = announce_round(m, m->dirty_pages, err);
 
     if (!result)
         result = rounds_send_dirty(m->rounds, false, err);
