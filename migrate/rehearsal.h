@@ -50,8 +50,8 @@ int migration_rehearse(struct guest *guest, const struct migration_options *opti
  * differ: a path knows nothing of them. */
 const struct rehearsal_path *rehearsal_path(const struct rehearsal *r,
                                             const struct migration_options *options);
-/* {"schema", "guest": profile, "paths": [{"transport", "path", "costs", "prediction"}…]}, indented;
- * the caller frees. NULL without memory. */
-char *rehearsal_to_json(const struct rehearsal *r);
+/* {"schema", "guest": profile, "paths": [{"transport", "path", "costs", "prediction"}…]}; the caller
+ * deletes it. NULL without memory. */
+cJSON *rehearsal_to_json(const struct rehearsal *r);
 
 #endif

@@ -51,7 +51,7 @@ static cJSON *path_to_json(const struct rehearsal_path *path)
     return json;
 }
 
-char *rehearsal_to_json(const struct rehearsal *r)
+cJSON *rehearsal_to_json(const struct rehearsal *r)
 {
     cJSON *json = cJSON_CreateObject(), *paths;
 
@@ -61,7 +61,5 @@ char *rehearsal_to_json(const struct rehearsal *r)
     paths = cJSON_AddArrayToObject(json, "paths");
     for (unsigned i = 0; i < r->path_count; i++)
         cJSON_AddItemToArray(paths, path_to_json(&r->paths[i]));
-    char *text = cJSON_Print(json);
-    cJSON_Delete(json);
-    return text;
+    return json;
 }

@@ -2,7 +2,6 @@
  * that will. */
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -325,25 +324,25 @@ static void run_predict(struct job *job)
 {
     job->result = migration_rehearse(job->guest, &job->options, &job->wish, job->cancel_fd,
                                      &job->rehearsal, &job->err);
-    job->report = job->result < 0 ? NULL : rehearsal_to_json(&job->rehearsal);
 }
 
 static void predict_done(struct guest_process *p, struct job *job)
 {
-    cJSON *json = job->report ? cJSON_Parse(job->report) : NULL;
+    cJSON *json;
 
-    free(job->report);
     close(job->cancel_fd);
     job->cancel_fd = -1;
-    if (job->result == 0) {
-        p->rehearsal = job->rehearsal;
-        p->rehearsed = true;
+    if (job->result < 0) {
+        control_server_error(p->server, job->client, "%s", job->err.text);
+        return;
     }
+    p->rehearsal = job->rehearsal;
+    p->rehearsed = true;
+    json = rehearsal_to_json(&p->rehearsal);
     if (json)
         control_server_send(p->server, job->client, json);
     else
-        control_server_error(p->server, job->client, "%s",
-                             job->result < 0 ? job->err.text : "no memory for the prediction");
+        control_server_error(p->server, job->client, "no memory for the prediction");
 }
 
 static void handle_predict(struct guest_process *p, uint64_t client,

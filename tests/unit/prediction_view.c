@@ -38,10 +38,20 @@ static struct rehearsal example(void)
     return r;
 }
 
+/* As text, which the caller frees. */
+static char *as_text(const struct rehearsal *r)
+{
+    cJSON *json = rehearsal_to_json(r);
+    char *text = cJSON_Print(json);
+
+    cJSON_Delete(json);
+    return text;
+}
+
 /* What is printed of it; the caller frees. */
 static char *print(const struct rehearsal *r, bool *good)
 {
-    char *json = rehearsal_to_json(r), *text = NULL;
+    char *json = as_text(r), *text = NULL;
     cJSON *answer = cJSON_Parse(json);
     size_t size;
     FILE *out = open_memstream(&text, &size);
@@ -136,7 +146,7 @@ Test(prediction_view, hostile_answers)
                                       "{\"guest\":null,\"paths\":[{\"usable\":true}]}"};
     struct rehearsal r = example(), unwatched = example();
     unwatched.guest.window_count = 0;
-    char *json = rehearsal_to_json(&r), *without = rehearsal_to_json(&unwatched);
+    char *json = as_text(&r), *without = as_text(&unwatched);
     struct error err = {0};
 
     cr_expect_eq(print_line(without, &err), -EPROTO, "a guest that nobody watched was shown");
