@@ -1,8 +1,7 @@
 """The report of a comparison: from the folder that testbed/compare writes to report.html and moves.csv in it. It can be
 made again from the raw data at any time."""
 
-import os
-from pathlib import Path
+import atomic_file
 
 from .moves import Folder
 from .page import page
@@ -13,14 +12,7 @@ from .table import as_csv
 def write(out_directory):
     """Makes both files anew; the path of report.html. A Failure when there is no comparison in the folder."""
     folder = Folder(out_directory)
-    save(folder.directory / "moves.csv", as_csv(folder.moves))
+    atomic_file.write(folder.directory / "moves.csv", as_csv(folder.moves))
     path = folder.directory / "report.html"
-    save(path, page(Study(folder)))
+    atomic_file.write(path, page(Study(folder)))
     return path
-
-
-def save(path, text):
-    """All of it or nothing."""
-    new = Path(f"{path}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
