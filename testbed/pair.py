@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import atomic_file
 import hosts
 import local
 import remote
@@ -415,6 +416,12 @@ def arrived(destination, guest):
         expect(account["bad_pages"] == 0, f"expected the guest to find no bad page after its move; got {account}")
 
 
+def leave(destination, each):
+    """Ends a guest that has arrived, and with it what received it."""
+    destination.wander("quit", each.guest.name)
+    each.receiver.wait(END_SECONDS)
+
+
 def move(source, destination, scheme, guest, options=(), seconds=600):
     """Starts a guest on `source`, moves it over `scheme`, sees that it arrived whole, and ends it: its report, and the
     CPU time of both hosts."""
@@ -424,8 +431,7 @@ def move(source, destination, scheme, guest, options=(), seconds=600):
         complained = complaint(source, each, found, options)
         expect(complained is None, complained)
         arrived(destination, guest)
-        destination.wander("quit", guest.name)
-        each.receiver.wait(END_SECONDS)
+        leave(destination, each)
     return {"report": found["report"], "wall_s": wall, "host_cpu": cpu}
 
 
@@ -465,7 +471,4 @@ def warn(machine):
 
 
 def save(path, document):
-    """All of it or nothing: a reader never sees half a file."""
-    new = Path(f"{path}.new")
-    new.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(new, path)
+    atomic_file.write(path, json.dumps(document, indent=1) + "\n")

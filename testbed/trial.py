@@ -113,8 +113,7 @@ def part_of(passage, found, before, after):
 
 def quit_all(destination, passages):
     for passage in passages:
-        destination.wander("quit", passage.guest.name)
-        passage.receiver.wait(pair.END_SECONDS)
+        pair.leave(destination, passage)
 
 
 def counters_of(before, after):
