@@ -1,6 +1,7 @@
 """What the link between two hosts can do at most, by the tools of the trade: iperf3, and perftest's ib_send_bw and
 ib_write_bw. One that is missing is left out, and named."""
 
+import contextlib
 import json
 import re
 
@@ -58,17 +59,24 @@ def best_tcp(source, destination, asked):
     return found[best], f"{best} stream{'s' if best > 1 else ''}, the best of {', '.join(map(str, found))}"
 
 
-def rdma_once(source, destination, words, count):
-    words = [*words, "-s", BULK, "-n", count]
+def perftest(source, destination, words, around=contextlib.nullcontext):
+    """What a program of perftest says at the source, with the same at the destination; `around` makes, of that
+    server, the context of the measurement itself."""
     server = destination.host.start(words)
     try:
         await_listener(destination, "perftest")
-        done = source.host.run([*words, destination.address], seconds=SECONDS, check=False)
-        expect(done.returncode == 0, f"expected {words[0]} on {source} to exit with 0; it exited with "
-                                     f"{done.returncode} and said:\n{(done.stdout + done.stderr).strip()[-500:]}")
-        return rdma_goals.read_bandwidth(done.stdout, BULK)
+        with around(server):
+            done = source.host.run([*words, destination.address], seconds=SECONDS, check=False)
+            expect(done.returncode == 0, f"expected {words[0]} on {source} to exit with 0; it exited with "
+                                         f"{done.returncode} and said:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+        return done.stdout
     finally:
         server.end()
+
+
+def rdma_once(source, destination, words, count):
+    said = perftest(source, destination, [*words, "-s", BULK, "-n", count])
+    return rdma_goals.read_bandwidth(said, BULK)
 
 
 def rdma(source, destination, words):
@@ -81,15 +89,16 @@ def rdma(source, destination, words):
     return rate, f"{count} messages of {BULK >> 10} KiB"
 
 
-def tries(measure, left=3):
+def tries(measure, left=3, say=lambda failure: None):
     """perftest ends without a figure now and then."""
     while True:
         try:
             return measure()
-        except Failure:
+        except Failure as failure:
             left -= 1
             if not left:
                 raise
+            say(failure)
 
 
 def lanes_of(contenders):
