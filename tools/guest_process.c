@@ -205,7 +205,6 @@ static void run_describe(struct job *job)
 
 static void arrived(struct guest_process *p, struct job *job)
 {
-    p->guest = job->guest;
     watch_guest(p);
     if (!p->guest) {
         answer_quitter(p, "the session was ended; no guest came of it here");
@@ -220,6 +219,7 @@ static void arrived(struct guest_process *p, struct job *job)
 
 void guest_process_adopt(struct guest_process *p, struct guest *guest, struct incoming *incoming)
 {
+    p->guest = guest; /* at once: it runs, and whoever asks for it finds it */
     p->job.guest = guest;
     p->job.incoming = incoming;
     guest_process_start_job(p, run_describe, arrived);
