@@ -14,8 +14,6 @@
 
 enum {
     ATTACHED_MS = 5000, /* between two looks whether an attached guest is still wanted */
-    NAME_MS = 1500,
-    NAME_RETRY_MS = 20,
 };
 
 static void on_changed(uv_async_t *async)
@@ -156,19 +154,6 @@ int guest_process_attached(struct name_claim *claim, struct guest *guest, int li
     return process_close(p);
 }
 
-/* A name in use may be that of a session which is only just ending. */
-static int claim_soon(const char *name, struct name_claim *out, struct error *err)
-{
-    uint64_t until = clock_now() + NAME_MS * NS_PER_MS;
-    int result;
-
-    while ((result = name_claim(name, out, err)) == -EADDRINUSE && clock_now() < until) {
-        clock_sleep_until(clock_now() + NAME_RETRY_MS * NS_PER_MS);
-        error_clear(err);
-    }
-    return result;
-}
-
 /* Session thread: claims the name that the guest would have here. */
 static void check_name(void *context, const char *name, bool keep, struct reasons *reasons)
 {
@@ -192,7 +177,7 @@ static void check_name(void *context, const char *name, bool keep, struct reason
     }
     if (p->claimed && strcmp(p->claim.name, name) != 0) {
         error_set(&err, EINVAL, "this session already goes by the name '%s'", p->claim.name);
-    } else if (!p->claimed && claim_soon(name, &trial, &err) == 0) {
+    } else if (!p->claimed && name_claim(name, &trial, &err) == 0) {
         uv_mutex_lock(&p->mutex);
         p->claim = trial;
         p->claimed = true;

@@ -12,7 +12,15 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { FILE_NAME_SIZE = GUEST_NAME_SIZE + 8, BACKLOG = 64, CONNECT_S = 2 };
+#include "transport/base/clock.h"
+
+enum {
+    FILE_NAME_SIZE = GUEST_NAME_SIZE + 8,
+    BACKLOG = 64,
+    CONNECT_S = 2,
+    NAME_MS = 1500,
+    NAME_RETRY_MS = 20,
+};
 
 int guest_name_check(const char *name, struct error *err)
 {
@@ -106,7 +114,7 @@ static bool lock_is_current(int directory, const char *file, int lock)
            held.st_ino == named.st_ino;
 }
 
-static int take_lock(int directory, const char *name, struct error *err)
+static int try_lock(int directory, const char *name, struct error *err)
 {
     char file[FILE_NAME_SIZE];
 
@@ -130,6 +138,18 @@ static int take_lock(int directory, const char *name, struct error *err)
             return lock;
         close(lock);
     }
+}
+
+static int take_lock(int directory, const char *name, struct error *err)
+{
+    uint64_t until = clock_now() + NAME_MS * NS_PER_MS;
+    int lock;
+
+    while ((lock = try_lock(directory, name, err)) == -EADDRINUSE && clock_now() < until) {
+        clock_sleep_until(clock_now() + NAME_RETRY_MS * NS_PER_MS);
+        error_clear(err);
+    }
+    return lock;
 }
 
 static int listen_at(int directory, const char *name, struct error *err)

@@ -27,7 +27,8 @@ int guest_name_check(const char *name, struct error *err);
 int runtime_directory(char *out, size_t size, struct error *err);
 
 /* Takes a name and listens on its socket (close-on-exec, mode 0600). -EADDRINUSE when a live
- * process has it. Any thread; blocks on the file system only. */
+ * process has it, and keeps it for 1.5 s more: it may be one that is only just ending. Any thread
+ * but one that serves a control socket. */
 int name_claim(const char *name, struct name_claim *out, struct error *err);
 /* Removes the files and gives the name back; closes the socket unless it was given away. */
 void name_release(struct name_claim *claim);
