@@ -206,6 +206,16 @@ def ended_in_time(process, limit):
             timer.cancel()
 
 
+def results_in(lines):
+    """(result, case, why) of each case that a program's output tells of; a failure may need several lines."""
+    told = [(at, match.groups()) for at, line in enumerate(lines)
+            if (match := re.match(r"(ok|FAIL|skip) ([^:(]+?)(?:: | \()(.*)", line))]
+    ends = [at for at, _ in told[1:]] + [len(lines)]
+    for (at, (result, case, why)), end in zip(told, ends, strict=True):
+        more = lines[at + 1:end] if result == "FAIL" else []
+        yield result, case, " | ".join([why, *(line.strip() for line in more if line.strip())])
+
+
 def run_program(name, argv, environment, limit, count):
     """One e2e program; each of its `ok`, `FAIL` and `skip` lines is a test."""
     started = time.monotonic()
@@ -217,7 +227,7 @@ def run_program(name, argv, environment, limit, count):
             lines.append(line)
             print(f"    {short}: {line}", end="", flush=True)
         code = process.wait()
-    found = [match.groups() for match in (re.match(r"(ok|FAIL|skip) ([^:(]+?)(?:: | \()(.*)", line) for line in lines) if match]
+    found = list(results_in(lines))
     for result, case, why in found:
         count.add(result, f"{name}/{case.strip()}", why)
     results = [result for result, _, _ in found]
@@ -250,7 +260,7 @@ def summarise(count, seed):
     for name, why in count.skipped:
         print(f"skipped: {name}: {why}")
     for name, why in count.failed:
-        print(f"failed: {name}: {why[:300]}")
+        print(f"failed: {name}: {why[:1000]}")
     print(f"seed {seed}")
     print(f"{len(count.passed)} passed, {len(count.failed)} failed, {len(count.skipped)} skipped")
     return 1 if count.failed or not count.passed else 0
