@@ -168,6 +168,24 @@ Test(costs, a_few_migrations_show_how_the_bandwidth_differs_from_the_rehearsed)
     cr_expect_float_eq(costs.bandwidth_ratio, 1, 1e-9, "ratio elsewhere %f", costs.bandwidth_ratio);
 }
 
+Test(costs, a_verification_is_no_cost_of_those_to_come)
+{
+    struct costs_key key = example_key();
+    struct round_measurement rounds[2];
+    struct measurement m = example(rounds);
+    struct fixed_costs costs;
+
+    m.verified = true;
+    m.downtime.verify = 300 * NS_PER_MS;
+    m.downtime_ns += m.downtime.verify;
+    m.total_ns += m.downtime.verify;
+    learn(&key, &m, 0);
+    costs_recall(&key, &costs);
+    cr_expect_eq(costs.samples, 1u);
+    expect_ms("downtime", costs.downtime_ns, 12);
+    expect_ms("finish", costs.finish_ns, 50);
+}
+
 Test(costs, pages_take_no_more_than_the_final_copy)
 {
     struct costs_key key = example_key();
@@ -343,7 +361,7 @@ Test(costs, what_teaches_nothing_leaves_no_file)
     struct costs_key key = example_key();
     struct fixed_costs costs;
 
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 5; i++) {
         struct round_measurement rounds[2];
         struct measurement m = example(rounds);
 
@@ -352,12 +370,10 @@ Test(costs, what_teaches_nothing_leaves_no_file)
         if (i == 1)
             strcpy(m.result, "cancelled");
         if (i == 2)
-            m.verified = true;
-        if (i == 3)
             m.downtime_ns = 0;
-        if (i == 4)
+        if (i == 3)
             strcpy(m.filter, "delay=10ms");
-        if (i == 5)
+        if (i == 4)
             m.pause_start_ns = 0;
         learn(&key, &m, 0);
         costs_recall(&key, &costs);
