@@ -296,8 +296,8 @@ class Run:
         return sum(map(self.missing_of, self.cells))
 
     def warm_up(self, session, scenario, cells):
-        """One move of the largest guest for each contender, which also proves page by page that what arrives is what
-        was sent."""
+        """A move of the largest guest in either direction for each contender: they prove page by page that what arrives
+        is what was sent, and teach each host what moves cost besides pages."""
         open_cells = [cell for cell in cells if not cell.left_out]
         for contender in scenario["contenders"]:
             mine = [cell for cell in open_cells if cell.contender is contender]
@@ -305,7 +305,8 @@ class Run:
                 cell = max(mine, key=lambda cell: cell.point["settings"]["guests"] *
                            scenarios.bytes_of(cell.point["settings"]["memory"]))
                 session.set_link(cell.point["settings"])
-                self.one(session, cell, cell.warm_ups + 1, True, True)
+                for forwards in (True, False):
+                    self.one(session, cell, cell.warm_ups + 1, True, forwards)
 
     def passes(self, session, cells):
         """Repeat after repeat over all points, the contenders taking turns: who is first alternates, and so does the

@@ -5,7 +5,7 @@ from .markup import el, join
 HESTERBERG = "https://arxiv.org/abs/1411.5279"
 WILCOXON = "https://stat.ethz.ch/R-manual/R-devel/library/stats/html/wilcox.test.html"
 TURNS = """Contenders take turns, who is first alternates, and so does the direction; every move has a fresh guest.
-The warm-up does not count."""
+Warm-ups, one in either direction, do not count."""
 MEDIAN = """), because as it is it holds the median of 7 runs in 87 % of cases only. Of fewer than 6 runs the
 interval is their range (5 runs: 94 %, 4: 88 %, 3: 75 %); the tooltip of every figure says which, and how
 sure it is."""
@@ -31,7 +31,7 @@ reached on the same link in the same boot.""",
 as ×, and no ratio is made at its point.""",
     """Predictions are wander predict's, made just before each measured move. It rehearses: part of the guest's memory
 goes to the destination and is thrown away, so every measured move comes after one. What it knows of costs was learnt
-from earlier moves of the same run; the first have none to learn from.""",
+from earlier moves of the same run, at first from the warm-ups alone.""",
     "Several guests at once: total time until the last is there, the worst downtime, all bytes.",
     """What is made of one run only, such as the parts of a downtime, is made of the run in the middle: its parts add
 up, and its file can be looked at.""",

@@ -138,9 +138,10 @@ def a_run(text=TINY, **more):
 def turns(context):
     with without_hosts(lambda *_: 1.0) as moves, a_run(repeats=4, max_repeats=4) as run:
         run.run()
-        expect([move[3] for move in moves[:2]] == [False, False] and all(move[3] for move in moves[2:]),
-               f"expected one warm-up of each contender first; got {moves[:3]}")
-        counted = moves[2:]
+        expect([move[3] for move in moves[:4]] == [False] * 4 and all(move[3] for move in moves[4:]),
+               f"expected a warm-up of each contender in either direction first; got {moves[:5]}")
+        expect(len({move[1:3] for move in moves[:4]}) == 4, f"expected each of them once; got {moves[:4]}")
+        counted = moves[4:]
         expect(len(counted) == 16, f"expected 2 points, 2 contenders and 4 repeats to be 16 moves; got {len(counted)}")
         first = [(move[1], move[2]) for move in counted[::2]]
         expect(len(set(first[::2])) == 4, f"expected each contender to be first in either direction; got {first}")
@@ -217,7 +218,7 @@ def lost_hosts(context):
         try:
             run.run()
         except Failure:
-            expect(len(moves) == 3 * compare_run.ENOUGH_BOOTS, f"expected 3 boots; got {len(moves)} moves")
+            expect(len(moves) == 5 * compare_run.ENOUGH_BOOTS, f"expected 3 boots; got {len(moves)} moves")
         else:
             raise Failure("expected hosts that die at every move that counts to end the comparison")
 
