@@ -48,6 +48,7 @@ def paired_ratio(ours, theirs, seed=1):
 CONFIDENCE = 0.95  # of a median's interval
 RATIO_CONFIDENCE = 0.98  # of a ratio's: a report holds many of them, and few may mislead
 RANGE_BELOW = 6  # values; of fewer, resampling says less than their range does
+DISTURBED = 0.1  # of the machine that virtual hosts run on, taken by others: times are not the hosts' own any more
 FAR = 5  # robust standard deviations from the median: an outlier
 
 

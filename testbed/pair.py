@@ -17,7 +17,7 @@ import atomic_file
 import hosts
 import local
 import remote
-from comparison import CPU_KINDS
+from comparison import CPU_KINDS, DISTURBED
 from hosts import Failure, expect
 from virtual import instance, shaping
 from virtual.packages import Trouble
@@ -105,29 +105,28 @@ def run_program(body, parser, name):
 
 
 class Machine:
-    """The machine that virtual hosts run on: how much of it was taken by others since this was made."""
-
-    MUCH = 0.1
+    """The machine that virtual hosts run on, and how much of it others take."""
 
     def __init__(self, pids, instance):
         self.pids, self.instance = pids, instance
         self.began = self.look()
 
     def look(self):
+        """(all CPU time there was, what others than the hosts took of it) up to now."""
         fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
         idle = fields[3] + fields[4]
         ours = sum(hosts.cpu_seconds(pid) for pid in self.pids) * os.sysconf("SC_CLK_TCK")
         return sum(fields), sum(fields) - idle - ours
 
-    def others(self):
-        """Share of its CPUs."""
-        everything, taken = (now - before for now, before in zip(self.look(), self.began, strict=True))
+    def others(self, since):
+        """Share of its CPUs that others took since a look."""
+        everything, taken = (now - before for now, before in zip(self.look(), since, strict=True))
         return max(0.0, taken / everything) if everything else 0.0
 
     def warning(self):
         """None, or what to hold of the times."""
-        share = self.others()
-        if share < self.MUCH:
+        share = self.others(self.began)
+        if share < DISTURBED:
             return None
         return (f"Other programs took {share:.0%} of the CPUs of the machine that the virtual hosts run on: the times "
                 f"are disturbed. Measure again when it is idle.")

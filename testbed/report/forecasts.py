@@ -33,7 +33,7 @@ def prediction_section(study):
                 for key, name in NAMES.items()]
     return section(*head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
                  *left_out(study, found), el("div", *drawings, class_="plots"),
-                 goals_table(found, spread_of_repeats(study)),
+                 *goals_tables(found, spread_of_repeats(study)),
                  convergence_table(found),
                  folded(f"All {len(found)} predictions", prediction_table(found)))
 
@@ -50,12 +50,20 @@ def left_out(study, found):
                         f"count in the table of convergence only.")
 
 
-def goals_table(found, spread):
-    """What predictions shall reach, and whether they did."""
-    rows = [goal_row(key, stat, accuracy(found, key, stat, spread)) for key, stat in GOALS]
+def goals_tables(found, spread):
+    """What predictions shall reach, and whether they did: of all moves, and of those that nothing disturbed."""
+    yield goals_table("all", found, spread, f"Goals of prediction. {spread_in_words(spread)}")
+    calm = [entry for entry in found if not entry.move.disturbed()]
+    if calm and len(calm) < len(found):
+        yield goals_table("undisturbed", calm, spread,
+                          f"The same without the {len(found) - len(calm)} moves during which others than the hosts "
+                          f"took {comparison.DISTURBED:.0%} or more of the machine that the hosts run on.")
+
+
+def goals_table(which, found, spread, caption):
+    rows = [goal_row(which, key, stat, accuracy(found, key, stat, spread)) for key, stat in GOALS]
     return tables.table(["goal", "of", "allowed", "off by", "that is, of what is allowed", ""],
-                        [*filter(None, rows), refusals_row(found)], f"Goals of prediction. {spread_in_words(spread)}",
-                        words=(2,))
+                        [*filter(None, rows), refusals_row(found)], caption, words=(2,))
 
 
 def spread_in_words(spread):
@@ -65,7 +73,7 @@ def spread_in_words(spread):
             f"of all groups the median.")
 
 
-def goal_row(key, stat, result):
+def goal_row(which, key, stat, result):
     if result is None:
         return None
     share, ms = f"{result['share']:.1%}".replace(".0%", "%"), f" or {result['ms']:g} ms, whichever is more"
@@ -75,10 +83,10 @@ def goal_row(key, stat, result):
     name = f"{NAMES[key]}, {'in the median' if stat == 'median' else 'at the 95th percentile'}"
     return tables.row(name, str(result["count"]), el("td", allowed, class_="words"),
                       el("td", f"{result['error']:.1%}", el("i", f"{plain(result['error_ms'])} ms"),
-                         data_figure=f"prediction_{key}", data_stat=stat, data_key="all",
+                         data_figure=f"prediction_{key}", data_stat=stat, data_key=which,
                          data_value=repr(result["error"])),
                       el("td", f"{result['used']:.0%}", data_figure=f"prediction_{key}_used", data_stat=stat,
-                         data_key="all", data_value=repr(result["used"])), met_cell(result["met"]))
+                         data_key=which, data_value=repr(result["used"])), met_cell(result["met"]))
 
 
 def refusals_row(found):

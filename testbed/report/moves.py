@@ -4,7 +4,7 @@ checked as it is read: a value of the wrong type counts as not known."""
 import json
 from pathlib import Path
 
-from comparison import CPU_KINDS, GIB, LIMITS, MIB, MORE_TITLES, TITLES
+from comparison import CPU_KINDS, DISTURBED, GIB, LIMITS, MIB, MORE_TITLES, TITLES
 from hosts import Failure
 
 PARTS = ("pause", "final_copy", "verify", "state_save", "state_transfer", "state_load", "resume")
@@ -80,6 +80,10 @@ class Move:
         return (self.failed is None and len(self.reports) == len(self.guests) and
                 all(report.get("result", "completed") == "completed" for report in self.reports))
 
+    def disturbed(self):
+        """Whether others had much of the machine that virtual hosts run on; of other hosts that is not known."""
+        return (number(self.document, "machine_others") or 0) >= DISTURBED
+
     def converged(self):
         """False: it ended by force, or was given up, at its time limit. None: it failed for another reason."""
         if any(get(switchover(report), "forced") is True for report in self.reports):
@@ -116,6 +120,7 @@ def figures_of(move):
         "goodput_mib_s": ratio(goodput(move), MIB),
         "source_process_cpu": ratio(sums["source_cpu_s"], gib),
         "destination_process_cpu": ratio(sums["destination_cpu_s"], gib),
+        "machine_others": number(move.document, "machine_others"),
     }
     for key in ("setup_ms", "downtime_ms", "guest_gap_ms"):
         found[key] = most(number(report, key) for report in move.reports)
@@ -181,6 +186,7 @@ FIGURES = {
     **{f"{side}_rest_cpu": f"CPU {side} host, all but wander and guest, s/GiB" for side in SIDES},
     **{f"{side}_machine_cpu": f"CPU {side} host, as the machine under it counts, s/GiB" for side in SIDES},
     **{f"{side}_own_cpu": f"CPU {side} wander's own, s/GiB" for side in SIDES},
+    "machine_others": "taken by others of the machine under the hosts, share",
 }
 
 

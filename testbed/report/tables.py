@@ -21,6 +21,7 @@ GROUPS = (
                                  for kind in ("host", *CPU_KINDS, "machine"))),
     ("CPU of wander", tuple(f"{side}_{role}_cpu" for side in SIDES for role in ("process", "own", *ROLES, "rest"))),
     ("guest", ("work_during", "work_after")),
+    ("machine", ("machine_others",)),
 )
 COMPARED = ("total_s", "downtime_ms", "goodput_mib_s", "both_hosts_cpu", "both_own_cpu", "source_host_cpu",
             "destination_host_cpu", "work_during")
@@ -70,7 +71,8 @@ def runs_cell(group):
     links = []
     for move in group.moves:
         state = "warm-up" if move.warm_up else "did not converge" if move.converged() is False else \
-            "failed" if not move.counts else odd.get(move.path)
+            "failed" if not move.counts else \
+            odd.get(move.path) or ("disturbed by others on the machine" if move.disturbed() else None)
         links.append(el("a", f"{move.name}{'*' if state and state != 'warm-up' else ''}", href=address(move),
                         title=state))
     return el("td", *links, class_="runs") if links else el("td", "none")
