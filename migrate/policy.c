@@ -30,6 +30,8 @@ enum {
     SETTLED_ROUND_BYTES = 1 << 20,
     RECENT_ROUNDS = 3,
     ASSUMED_BANDWIDTH = 1 << 30,
+    PIECE_MS = 50, /* a destination that is busy may be so late with a fence */
+    LEAST_PIECE = 256 << 10,
 };
 
 /* A dirty set halves from round to round when pages get dirty at this share of the bandwidth. */
@@ -303,4 +305,12 @@ uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count)
         return ASSUMED_BANDWIDTH;
     uint64_t rate = to_u64((double)bytes * (double)NS_PER_S / (double)ns);
     return rate ? rate : 1;
+}
+
+uint64_t policy_piece(uint64_t bandwidth, uint64_t round_trip_ns)
+{
+    double s = (double)saturating_add(PIECE_MS * NS_PER_MS, round_trip_ns) / (double)NS_PER_S;
+    uint64_t bytes = to_u64((double)bandwidth * s);
+
+    return bytes > LEAST_PIECE ? bytes : LEAST_PIECE;
 }

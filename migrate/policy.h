@@ -74,6 +74,11 @@ struct policy_decision policy_choose(const struct policy_input *input,
  * there was any, an assumption. Never 0. */
 uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count);
 
+/* How many bytes of a round to have under way twice over, one half travelling and one waiting: what
+ * a path of this bandwidth (bytes/s) and round trip takes in 50 ms and a round trip, so that it
+ * never runs dry. More would only wait, and what waits gets dirty again. Never 0. */
+uint64_t policy_piece(uint64_t bandwidth, uint64_t round_trip_ns);
+
 /* The downtime if `last_bytes` were still to be sent with the guest paused. */
 uint64_t policy_predict_downtime(const struct policy_input *input, uint64_t last_bytes);
 

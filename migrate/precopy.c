@@ -145,10 +145,12 @@ static int first_round(struct migration *m, struct error *err)
 static int another_round(struct migration *m, struct error *err)
 {
     uint64_t started = clock_now(), wire = wire_bytes(m);
+    uint64_t piece = policy_piece(policy_bandwidth(m->history, m->history_count),
+                                  channel_round_trip(m->channel));
     int result = announce_round(m, m->dirty_pages, err);
 
     if (!result)
-        result = rounds_send_dirty(m->rounds, false, err);
+        result = rounds_send_dirty(m->rounds, piece, err);
     return result ? result : source_finish_round(m, started, wire, false, err);
 }
 

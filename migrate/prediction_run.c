@@ -19,7 +19,7 @@
 enum {
     RUN_HISTORY = 64,
     STEADY_ROUNDS = 4, /* that differ by so little that the next will, too: */
-    PAUSE_US = 500, /* from the end of a round's collect until the vCPUs stand still */
+    PAUSE_US = 500,    /* from the end of a round's collect until the vCPUs stand still */
 };
 
 static const double steady_difference = 0.003;
@@ -33,11 +33,23 @@ struct run {
     unsigned round_count, throttle, steady_rounds;
 };
 
+static double bandwidth_now(const struct run *r)
+{
+    return r->setting->bandwidth * (r->round_count ? r->setting->again : 1);
+}
+
 static double send_ns(const struct run *r, double pages)
 {
-    double bandwidth = r->setting->bandwidth * (r->round_count ? r->setting->again : 1);
+    return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / bandwidth_now(r);
+}
 
-    return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / bandwidth;
+/* Of those on their way when a page's turn comes, in the mean (rounds_send_dirty): a piece that
+ * travels, and half of its own. */
+static double pages_ahead(const struct run *r)
+{
+    uint64_t piece = policy_piece(to_u64(bandwidth_now(r)), r->setting->path->round_trip_ns);
+
+    return 1.5 * (double)piece / GUEST_PAGE_SIZE;
 }
 
 /* The guest's own time in `ns` during which pages are sent. */
@@ -124,11 +136,12 @@ static double send_groups(struct run *r, double expected_ns)
 {
     const struct dirty_curve *c = r->setting->curve;
     double sent = 0, all = work_ns(r, expected_ns), along = dirty_curve_along(c, all);
+    double ahead = pages_ahead(r);
 
     for (unsigned g = 0; g < CURVE_GROUPS; g++) {
         if (r->found[g] <= 0 && dirty_curve_is_idle(c, g))
             continue;
-        double waiting = work_ns(r, send_ns(r, sent + r->found[g] / 2));
+        double waiting = work_ns(r, send_ns(r, larger(sent + r->found[g] / 2 - ahead, 0)));
         struct turn turn = {waiting, larger(all - waiting, 0), along};
         double before = dirty_curve_ns(c, g, r->found[g]);
 

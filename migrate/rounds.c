@@ -14,9 +14,10 @@ enum {
     REAP_MS = 20,
     STALL_S = 5,    /* nothing completed for so long although something is under way */
     NO_ROOM_S = 10, /* nothing taken for so long: a low rate limit makes a chunk wait for seconds */
+    LEAST_FENCES = 2, /* under way before a chunk has to wait: one travels, one is being filled */
 };
 
-static const uint64_t FENCE_BYTES = 64ull << 20;
+static const uint64_t MOST_FENCE_BYTES = 64ull << 20;
 
 struct region_state {
     struct guest_region region;
@@ -32,8 +33,8 @@ struct rounds {
     unsigned region_count;
     struct round_counts counts;
 
-    uint64_t next_fence, completed_fence;
-    uint64_t unfenced_bytes;
+    uint64_t next_fence, completed_fence, most_fences;
+    uint64_t unfenced_bytes, fence_bytes;
 
     struct page_blob blobs[BLOBS];
     struct page_blob *free_blobs[BLOBS];
@@ -305,7 +306,7 @@ static int send_chunk(struct rounds *r, struct region_state *state, uint64_t chu
     int result = count ? post_all(r, runs, count, err) : 0;
     transport_done_with(r->config.transport, state->region.id, first * GUEST_PAGE_SIZE,
                         chunk_size(&state->region, chunk));
-    if (!result && r->unfenced_bytes >= FENCE_BYTES)
+    if (!result && r->unfenced_bytes >= r->fence_bytes)
         result = post_fence(r, err);
     return result ? result : reap(r, 0, err);
 }
@@ -319,10 +320,25 @@ static int finish_round(struct rounds *r, struct error *err)
     return result;
 }
 
-static void begin_round(struct rounds *r)
+/* `piece` as in rounds_send_dirty. */
+static void begin_round(struct rounds *r, uint64_t piece)
 {
+    uint64_t fences = piece / MOST_FENCE_BYTES * LEAST_FENCES;
+
     r->counts = (struct round_counts){0};
     r->last_completion = clock_now();
+    r->fence_bytes = piece && piece < MOST_FENCE_BYTES ? piece : MOST_FENCE_BYTES;
+    r->most_fences = !piece ? UINT64_MAX : fences > LEAST_FENCES ? fences : LEAST_FENCES;
+}
+
+/* Until there is room for another piece. */
+static int await_room(struct rounds *r, struct error *err)
+{
+    int result = 0;
+
+    while (!result && r->next_fence - r->completed_fence >= r->most_fences)
+        result = reap(r, REAP_MS, err);
+    return result;
 }
 
 /* The bits of `extent` that fall into `chunk`, ORed into `bits`. */
@@ -382,7 +398,7 @@ int rounds_send_present(struct rounds *r, struct error *err)
 {
     int result = 0;
 
-    begin_round(r);
+    begin_round(r, 0);
     announce_present(r);
     for (unsigned i = 0; i < r->region_count && !result; i++)
         result = send_region_present(r, &r->regions[i], err);
@@ -414,7 +430,9 @@ static int send_region_dirty(struct rounds *r, struct region_state *state, bool 
 
     while (tracker->ops->next(tracker, state->region.id, &page)) {
         uint64_t bits[TRACKER_WORDS_PER_CHUNK] = {0}, chunk = page / GUEST_CHUNK_PAGES;
-        int result = tracker->ops->take(tracker, state->region.id, chunk, bits, err);
+        int result = await_room(r, err);
+        if (!result)
+            result = tracker->ops->take(tracker, state->region.id, chunk, bits, err);
         if (!result && !paused)
             result = skip_again_dirty(r, state->region.id, chunk, bits, err);
         if (!result)
@@ -426,12 +444,23 @@ static int send_region_dirty(struct rounds *r, struct region_state *state, bool 
     return 0;
 }
 
-int rounds_send_dirty(struct rounds *r, bool paused, struct error *err)
+static int send_regions_dirty(struct rounds *r, bool paused, struct error *err)
 {
     int result = 0;
 
-    begin_round(r);
     for (unsigned i = 0; i < r->region_count && !result; i++)
         result = send_region_dirty(r, &r->regions[i], paused, err);
     return result ? result : finish_round(r, err);
+}
+
+int rounds_send_dirty(struct rounds *r, uint64_t piece, struct error *err)
+{
+    begin_round(r, piece);
+    return send_regions_dirty(r, false, err);
+}
+
+int rounds_send_last(struct rounds *r, struct error *err)
+{
+    begin_round(r, 0);
+    return send_regions_dirty(r, true, err);
 }

@@ -39,9 +39,13 @@ uint64_t rounds_present_bytes(const struct rounds *r);
 
 /* Sends every present page that is not zero; the guest may run. Returns with everything fenced. */
 int rounds_send_present(struct rounds *r, struct error *err);
-/* Sends what the tracker's last collect found; `paused`: the guest is stopped, so no page is left
- * out for being dirty again. */
-int rounds_send_dirty(struct rounds *r, bool paused, struct error *err);
+/* Sends what the tracker's last collect found, but for what is dirty again by then. A page is
+ * tracked anew from when its chunk is taken, so what is taken long before it can go only gets dirty
+ * again: a chunk is taken once less than two pieces of `piece` bytes are on their way. 0: as soon
+ * as the transport takes it. */
+int rounds_send_dirty(struct rounds *r, uint64_t piece, struct error *err);
+/* The same with the guest stopped: all that was found, as soon as the transport takes it. */
+int rounds_send_last(struct rounds *r, struct error *err);
 
 const struct round_counts *rounds_counts(const struct rounds *r);
 void rounds_free(struct rounds *r); /* NULL is fine; the transport must be shut down or drained */

@@ -83,7 +83,7 @@ static int send_last_round(struct migration *m, struct error *err)
     transport_stats(m->transport, &before);
     int result = send_state(m, err);
     if (!result)
-        result = rounds_send_dirty(m->rounds, true, err);
+        result = rounds_send_last(m->rounds, err);
     m->measurement.downtime.final_copy = clock_now() - m->saved_at;
     m->measurement.last_bytes = rounds_counts(m->rounds)->bytes;
     return result ? result : source_finish_round(m, started, before.wire_bytes, true, err);

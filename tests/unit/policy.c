@@ -279,6 +279,28 @@ Test(policy, predicts_downtime_in_nanoseconds)
 }
 
 /* Over the most recent rounds in which enough was sent, as the engine measures it. */
+Test(policy, a_piece_is_what_a_path_takes_in_50_ms_and_a_round_trip)
+{
+    static const struct {
+        uint64_t bandwidth, round_trip_ns, want;
+    } cases[] = {
+        {100000000, 0, 5000000},
+        {100000000, MS(10), 6000000},
+        {12500000000, MS(1), 637500000},
+        {1000, 0, 256 << 10}, /* fences cost as well */
+        {0, 0, 256 << 10},
+        {1, UINT64_MAX, 18446744073},
+        {UINT64_MAX, UINT64_MAX, INT64_MAX}, /* as far as it goes */
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        uint64_t piece = policy_piece(cases[i].bandwidth, cases[i].round_trip_ns);
+
+        cr_expect_eq(piece, cases[i].want, "case %zu: expected %llu bytes, got %llu", i,
+                     (unsigned long long)cases[i].want, (unsigned long long)piece);
+    }
+}
+
 Test(policy, measures_bandwidth_over_settled_rounds)
 {
     static const struct {

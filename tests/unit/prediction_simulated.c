@@ -175,15 +175,32 @@ static uint64_t take(struct machine *m, unsigned first)
     return taken;
 }
 
-static uint64_t send_dirty(struct machine *m)
+static void run_until(struct machine *m, double s)
 {
-    uint64_t sent = 0;
+    if (s > m->now_s)
+        run_for(m, s - m->now_s, m->share);
+}
+
+/* As the rounds do: a chunk is taken once less than two pieces are on their way. */
+static uint64_t send_dirty(struct machine *m, uint64_t round_trip_ns)
+{
+    uint64_t sent = 0, unfenced = 0;
+    uint64_t piece = policy_piece((uint64_t)m->bandwidth, round_trip_ns) / GUEST_PAGE_SIZE;
+    double before_s = m->now_s, last_s = m->now_s, idle_s = m->now_s; /* two fences, the path */
 
     for (unsigned first = 0; first < PAGES; first += GUEST_CHUNK_PAGES) {
+        run_until(m, before_s);
         uint64_t pages = take(m, first);
-        run_for(m, send_s(m, pages), m->share);
+        idle_s = (idle_s > m->now_s ? idle_s : m->now_s) + send_s(m, pages);
         sent += pages;
+        unfenced += pages;
+        if (unfenced < piece)
+            continue;
+        before_s = last_s;
+        last_s = idle_s;
+        unfenced = 0;
     }
+    run_until(m, idle_s);
     return sent;
 }
 
@@ -195,7 +212,7 @@ static struct policy_round run_round(struct machine *m, const struct plan *plan,
     if (first)
         run_for(m, send_s(m, PAGES), m->share);
     else
-        sent = send_dirty(m);
+        sent = send_dirty(m, plan->path.round_trip_ns);
     run_for(m, (double)plan->path.round_ns / 1e9, m->share);
     collect(m);
     double s = m->now_s - began + (first ? (double)plan->path.setup_ns / 1e9 : 0);

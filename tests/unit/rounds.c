@@ -9,6 +9,7 @@
 
 #include "migrate/page/page.h"
 #include "migrate/rounds.h"
+#include "transport/base/clock.h"
 #include "transport/loop/loop.h"
 
 enum { PAGES = 3 * GUEST_CHUNK_PAGES + 7 };
@@ -22,6 +23,7 @@ struct puppet {
     struct transport *source, *destination;
     struct rounds *rounds;
     int interrupt_with;
+    uint64_t taken_at[PAGES / GUEST_CHUNK_PAGES + 1]; /* each chunk, the last time */
 };
 
 static unsigned puppet_regions(struct guest *g, const struct guest_region **out)
@@ -62,6 +64,7 @@ static int puppet_take(struct tracker *t, uint32_t region, uint64_t chunk,
 {
     (void)region;
     (void)err;
+    of_tracker(t)->taken_at[chunk] = clock_now();
     for (uint64_t i = 0; i < GUEST_CHUNK_PAGES && chunk * GUEST_CHUNK_PAGES + i < PAGES; i++) {
         bool *dirty = &of_tracker(t)->dirty[chunk * GUEST_CHUNK_PAGES + i];
         bits[i / 64] |= (uint64_t)*dirty << (i % 64);
@@ -184,7 +187,8 @@ static void send_dirty(struct puppet *p, bool paused)
 {
     struct error err = {0};
 
-    cr_assert_eq(rounds_send_dirty(p->rounds, paused, &err), 0, "%s", err.text);
+    int result = paused ? rounds_send_last(p->rounds, &err) : rounds_send_dirty(p->rounds, 0, &err);
+    cr_assert_eq(result, 0, "%s", err.text);
 }
 
 /* The loop's table with hints that are written down. */
@@ -340,6 +344,33 @@ Test(rounds, pages_dirty_again_wait_unless_the_guest_is_paused)
     cr_expect_eq(rounds_counts(p.rounds)->skipped_pages, 0,
                  "a page was left out with the guest paused");
     expect_equal(&p, "paused");
+    close_puppet(&p);
+}
+
+/* Fences are seen to complete DELAY_MS late: as long lasts what a chunk was posted with. */
+Test(rounds, a_chunk_is_not_taken_before_it_can_go)
+{
+    enum { DELAY_MS = 30 };
+    struct puppet p;
+    struct error err = {0};
+
+    open_puppet(&p);
+    cr_assert_eq(transport_wrap("delay=30ms", &p.source, &err), 0, "%s", err.text);
+    open_rounds(&p);
+    for (uint64_t i = 0; i < PAGES; i++) {
+        write_page(&p, i, 5);
+        p.dirty[i] = true;
+    }
+    cr_assert_eq(rounds_send_dirty(p.rounds, GUEST_CHUNK_SIZE, &err), 0, "%s", err.text);
+    for (size_t i = 2; i <= PAGES / GUEST_CHUNK_PAGES; i++) {
+        uint64_t waited = p.taken_at[i] - p.taken_at[i - 2];
+        cr_expect_geq(
+            waited, DELAY_MS * NS_PER_MS,
+            "chunk %zu was taken %.1f ms after the last but one, with a piece a chunk and "
+            "fences that take %d ms",
+            i, (double)waited / 1e6, DELAY_MS);
+    }
+    expect_equal(&p, "paced");
     close_puppet(&p);
 }
 
