@@ -44,10 +44,17 @@ struct costs_key costs_key_of(const struct guest_description *guest,
     return key;
 }
 
-static bool same_but_host(const struct costs_key *a, const struct costs_key *b)
+typedef bool alike_fn(const struct costs_key *a, const struct costs_key *b);
+
+static bool same_guest(const struct costs_key *a, const struct costs_key *b)
 {
     return strcmp(a->guest_kind, b->guest_kind) == 0 && strcmp(a->accel, b->accel) == 0 &&
-           a->vcpus == b->vcpus && strcmp(a->transport, b->transport) == 0 &&
+           a->vcpus == b->vcpus;
+}
+
+static bool same_but_host(const struct costs_key *a, const struct costs_key *b)
+{
+    return same_guest(a, b) && strcmp(a->transport, b->transport) == 0 &&
            a->operation == b->operation && a->registration == b->registration;
 }
 
@@ -115,23 +122,31 @@ static void summarize(const struct cost_sample *samples, unsigned count, double 
                         : 0;
     out->finish_ns = median(samples, count, offsetof(struct cost_sample, finish_ns), room);
     unsigned n = sorted(samples, count, offsetof(struct cost_sample, downtime_ns), room);
-    /* What disturbs a move only adds: of two, the quicker one is the better guess. */
-    double share = count < TRUSTED_SAMPLES ? 0 : 0.5;
-    out->downtime_ns = to_u64(quantile(room, n, share));
+    out->downtime_ns = to_u64(quantile(room, n, 0.5));
     out->downtime_spread_ns = to_u64((quantile(room, n, 0.95) - quantile(room, n, 0.05)) / 2);
-    if (count < TRUSTED_SAMPLES && out->downtime_spread_ns < out->downtime_ns / 4)
+}
+
+/* What disturbs a move only adds: of few, the quickest is the best guess, over another transport
+ * or to another host, too. */
+static void take_quickest(const struct cost_sample *samples, unsigned count, double *room,
+                          struct fixed_costs *out)
+{
+    unsigned n = sorted(samples, count, offsetof(struct cost_sample, downtime_ns), room);
+
+    out->downtime_ns = to_u64(room[0]);
+    out->downtime_spread_ns = to_u64((room[n - 1] - room[0]) / 2);
+    if (out->downtime_spread_ns < out->downtime_ns / 4)
         out->downtime_spread_ns = out->downtime_ns / 4;
 }
 
-/* The samples of one kind; with `very` NULL, of all that differ from `key` in the host only. */
-static unsigned gather(struct cost_book *book, const struct costs_key *key,
-                       const struct cost_kind *very, struct cost_sample *out)
+static unsigned gather(const struct cost_book *book, const struct costs_key *key, alike_fn *alike,
+                       struct cost_sample *out)
 {
     unsigned count = 0;
 
     for (unsigned i = 0; i < book->count; i++) {
         const struct cost_kind *kind = &book->kinds[i];
-        if (very ? kind != very : !same_but_host(&kind->key, key))
+        if (!alike(&kind->key, key))
             continue;
         memcpy(out + count, kind->samples, kind->count * sizeof(*out));
         count += kind->count;
@@ -151,13 +166,17 @@ void costs_recall(const struct costs_key *key, struct fixed_costs *out)
     if (!room)
         return;
     costs_file_read(&room->book);
-    const struct cost_kind *very = find_kind(&room->book, key);
-    unsigned count = gather(&room->book, key, very, room->samples);
+    bool known = find_kind(&room->book, key);
+    unsigned count = gather(&room->book, key, known ? same_kind : same_but_host, room->samples);
     if (count)
         summarize(room->samples, count, room->values, out);
-    if (!very) { /* the way to this host is another */
+    if (!known) { /* the way to this host is another */
         out->setup_ns = 0;
         out->bandwidth_ratio = 1;
+    }
+    if (count && count < TRUSTED_SAMPLES) {
+        count = gather(&room->book, key, same_guest, room->samples);
+        take_quickest(room->samples, count, room->values, out);
     }
     free(room);
 }

@@ -263,6 +263,26 @@ Test(costs, of_two_the_quicker_counts)
     expect_ms("downtime of three", costs.downtime_ns, 200);
 }
 
+Test(costs, few_moves_over_one_path_are_told_from_those_over_others)
+{
+    struct costs_key key = example_key(), other = example_key(), guest = example_key();
+    struct fixed_costs costs;
+
+    strcpy(other.transport, "rdma");
+    guest.vcpus++;
+    learn_downtime(&guest, 5);
+    learn_downtime(&key, 200);
+    learn_downtime(&other, 40);
+    costs_recall(&key, &costs);
+    cr_expect_eq(costs.samples, 1u);
+    expect_ms("downtime", costs.downtime_ns, 40);
+    expect_ms("spread", costs.downtime_spread_ns, 80);
+    learn_downtime(&key, 220);
+    learn_downtime(&key, 210);
+    costs_recall(&key, &costs);
+    expect_ms("downtime of three", costs.downtime_ns, 210);
+}
+
 Test(costs, the_newest_samples_stay)
 {
     struct costs_key key = example_key();
@@ -351,9 +371,11 @@ Test(costs, the_very_host_goes_before_others)
     learn_downtime(&other, 500);
     learn_downtime(&other, 500);
     learn_downtime(&key, 20);
+    learn_downtime(&key, 25);
+    learn_downtime(&key, 30);
     costs_recall(&key, &costs);
-    cr_expect_eq(costs.samples, 1u);
-    expect_ms("downtime", costs.downtime_ns, 20);
+    cr_expect_eq(costs.samples, 3u);
+    expect_ms("downtime", costs.downtime_ns, 25);
 }
 
 Test(costs, what_teaches_nothing_leaves_no_file)
