@@ -14,6 +14,7 @@ enum {
     SETTLED_BYTES = 16 << 20, /* of a first round whose rate is not that of its latencies */
     MAX_ZERO_PERCENT = 10,    /* of its pages: sifting them out takes time that no byte shows */
     TRUSTED_SAMPLES = 3,      /* fewer say nothing of how much they vary */
+    NOTHING_LEFT_NS = 1,      /* of a downtime: all of it went to pages and round trips */
     MAX_SAMPLES = COSTS_KINDS * COSTS_SAMPLES,
 };
 
@@ -126,15 +127,19 @@ static void summarize(const struct cost_sample *samples, unsigned count, double 
     out->downtime_spread_ns = to_u64((quantile(room, n, 0.95) - quantile(room, n, 0.05)) / 2);
 }
 
-/* What disturbs a move only adds: of few, the quickest is the best guess, over another transport
- * or to another host, too. */
-static void take_quickest(const struct cost_sample *samples, unsigned count, double *room,
-                          struct fixed_costs *out)
+/* What disturbs a move only adds: of few, a quick one is the best guess, over another transport or
+ * to another host, too. Of ten or more not the very quickest, whose pages may have been taken for
+ * slower than they were. */
+static void take_quick(const struct cost_sample *samples, unsigned count, double *room,
+                       struct fixed_costs *out)
 {
-    unsigned n = sorted(samples, count, offsetof(struct cost_sample, downtime_ns), room);
+    unsigned n = sorted(samples, count, offsetof(struct cost_sample, downtime_ns), room), none = 0;
 
-    out->downtime_ns = to_u64(room[0]);
-    out->downtime_spread_ns = to_u64((room[n - 1] - room[0]) / 2);
+    while (none < n && room[none] <= NOTHING_LEFT_NS)
+        none++;
+    if (none == n)
+        return;
+    out->downtime_ns = to_u64(room[none + (n - none) / 10]);
     if (out->downtime_spread_ns < out->downtime_ns / 4)
         out->downtime_spread_ns = out->downtime_ns / 4;
 }
@@ -174,9 +179,9 @@ void costs_recall(const struct costs_key *key, struct fixed_costs *out)
         out->setup_ns = 0;
         out->bandwidth_ratio = 1;
     }
-    if (count && count < TRUSTED_SAMPLES) {
+    if (count < TRUSTED_SAMPLES) {
         count = gather(&room->book, key, same_guest, room->samples);
-        take_quickest(room->samples, count, room->values, out);
+        take_quick(room->samples, count, room->values, out);
     }
     free(room);
 }
@@ -298,7 +303,7 @@ int costs_learn(const struct costs_key *key, const struct measurement *m,
     struct cost_book *book;
 
     if (!sample.downtime_ns)
-        sample.downtime_ns = 1; /* all of it went to pages and round trips */
+        sample.downtime_ns = NOTHING_LEFT_NS;
     if (!teaches(m))
         return 0;
     int folder = costs_file_lock(err);

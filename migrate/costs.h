@@ -26,12 +26,12 @@ struct costs_key costs_key_of(const struct guest_description *guest,
                               const struct migration_options *options);
 /* Medians of what is known for `key`, set-up and bandwidth only where several show them; without
  * the very kind, what those cost that differ in the host only, but for what the path makes of it;
- * else built-in estimates with samples 0. Where there are few, the downtime is that of the quickest
- * move of such a guest over any path. Never fails. Blocks on the file system. */
+ * else built-in estimates with samples 0. Where there are few samples, the downtime is that of a
+ * quick move of such a guest over any path. Never fails. Blocks on the file system. */
 void costs_recall(const struct costs_key *key, struct fixed_costs *out);
 /* Adds a completed migration, but for what its verification took; others, and those that went
- * through a filter, teach nothing and return 0. `rehearsed`: the path it was foretold for; NULL: it was not. Blocks on the
- * file system, and at most 100 ms for others who learn. */
+ * through a filter, teach nothing and return 0. `rehearsed`: the path it was foretold for; NULL: it
+ * was not. Blocks on the file system, and at most 100 ms for others who learn. */
 int costs_learn(const struct costs_key *key, const struct measurement *m,
                 const struct path_profile *rehearsed, struct error *err);
 
