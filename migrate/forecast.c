@@ -80,6 +80,7 @@ static struct path_profile measured_path(const struct migration *m, const struct
         .round_ns = ROUND_TRIPS * round_trip + ASSUMED_ROUND_US * NS_PER_US,
         .round_trip_ns = round_trip,
         .guest_share = 1,
+        .lanes = m->options.lanes,
     };
 }
 
@@ -94,9 +95,11 @@ void source_refine(struct migration *m, const struct policy_input *now, bool las
     uint64_t end_ns;
 
     if (m->measurement.prediction.basis) {
-        end_ns = prediction_end(guest, &path, &m->costs, &m->options.limits, now);
+        end_ns = prediction_end(guest, &path, &m->costs, &m->options.limits,
+                                m->options.max_bandwidth, now);
     } else {
-        prediction_refine(guest, &path, &m->costs, &m->options.limits, now, &p);
+        prediction_refine(guest, &path, &m->costs, &m->options.limits, m->options.max_bandwidth,
+                          now, &p);
         keep(m, &p, PREDICTION_FIRST_ROUND);
         end_ns = end_of(&p);
     }

@@ -30,8 +30,8 @@ enum {
     SETTLED_ROUND_BYTES = 1 << 20,
     RECENT_ROUNDS = 3,
     ASSUMED_BANDWIDTH = 1 << 30,
-    PIECE_MS = 50, /* a destination that is busy may be so late with a fence */
-    LEAST_PIECE = 256 << 10,
+    AHEAD_MS = 100, /* half of it each fence: a busy destination may be so late with one */
+    LEAST_AHEAD = 512 << 10,
 };
 
 /* A dirty set halves from round to round when pages get dirty at this share of the bandwidth. */
@@ -307,10 +307,24 @@ uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count)
     return rate ? rate : 1;
 }
 
-uint64_t policy_piece(uint64_t bandwidth, uint64_t round_trip_ns)
+struct policy_pace policy_pace(uint64_t bandwidth, uint64_t round_trip_ns, unsigned lanes)
 {
-    double s = (double)saturating_add(PIECE_MS * NS_PER_MS, round_trip_ns) / (double)NS_PER_S;
-    uint64_t bytes = to_u64((double)bandwidth * s);
+    double s =
+        (double)saturating_add(AHEAD_MS * NS_PER_MS, saturating_add(round_trip_ns, round_trip_ns)) /
+        1e9;
+    uint64_t ahead = to_u64((double)bandwidth * s), least = (uint64_t)GUEST_CHUNK_SIZE * lanes;
 
-    return bytes > LEAST_PIECE ? bytes : LEAST_PIECE;
+    ahead = ahead > least ? ahead : least;
+    ahead = ahead > LEAST_AHEAD ? ahead : LEAST_AHEAD;
+    uint64_t fences = ahead / POLICY_FENCE_BYTES + (ahead % POLICY_FENCE_BYTES != 0);
+    if (fences <= 2)
+        return (struct policy_pace){.fence_bytes = ahead / 2, .fences = 2};
+    return (struct policy_pace){.fence_bytes = POLICY_FENCE_BYTES, .fences = fences};
+}
+
+uint64_t policy_best_bandwidth(uint64_t before, const struct policy_round *round)
+{
+    uint64_t seen = round->bytes >= SETTLED_ROUND_BYTES ? policy_bandwidth(round, 1) : 0;
+
+    return seen > before ? seen : before;
 }

@@ -74,10 +74,22 @@ struct policy_decision policy_choose(const struct policy_input *input,
  * there was any, an assumption. Never 0. */
 uint64_t policy_bandwidth(const struct policy_round *rounds, size_t count);
 
-/* How many bytes of a round to have under way twice over, one half travelling and one waiting: what
- * a path of this bandwidth (bytes/s) and round trip takes in 50 ms and a round trip, so that it
- * never runs dry. More would only wait, and what waits gets dirty again. Never 0. */
-uint64_t policy_piece(uint64_t bandwidth, uint64_t round_trip_ns);
+/* How far a round with the guest running goes ahead of what has arrived. */
+struct policy_pace {
+    uint64_t fence_bytes; /* from one fence to the next, at most POLICY_FENCE_BYTES */
+    uint64_t fences;      /* so many under way before more is taken; at least 2 */
+};
+
+enum { POLICY_FENCE_BYTES = 64 << 20 };
+
+/* For a path of this bandwidth (bytes/s) and round trip: what it takes in two round trips and 100
+ * ms, so that it does not run dry when a busy destination is late with a fence, and at least a
+ * chunk for each of the lanes. More would only wait, and what waits gets dirty again. */
+struct policy_pace policy_pace(uint64_t bandwidth, uint64_t round_trip_ns, unsigned lanes);
+
+/* The most that a path has shown: `before`, or this round's bytes/s if it was large enough to tell.
+ * What a round shows that was paced by this is no more, so that it never falls. */
+uint64_t policy_best_bandwidth(uint64_t before, const struct policy_round *round);
 
 /* The downtime if `last_bytes` were still to be sent with the guest paused. */
 uint64_t policy_predict_downtime(const struct policy_input *input, uint64_t last_bytes);

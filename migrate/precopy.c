@@ -35,6 +35,7 @@ static void remember_round(struct migration *m, const struct policy_round *round
         m->history_count--;
     }
     m->history[m->history_count++] = *round;
+    m->best_bandwidth = policy_best_bandwidth(m->best_bandwidth, round);
 }
 
 int source_finish_round(struct migration *m, uint64_t started, uint64_t wire_before, bool paused,
@@ -145,12 +146,12 @@ static int first_round(struct migration *m, struct error *err)
 static int another_round(struct migration *m, struct error *err)
 {
     uint64_t started = clock_now(), wire = wire_bytes(m);
-    uint64_t piece = policy_piece(policy_bandwidth(m->history, m->history_count),
-                                  channel_round_trip(m->channel));
+    struct policy_pace pace =
+        policy_pace(m->best_bandwidth, channel_round_trip(m->channel), m->options.lanes);
     int result = announce_round(m, m->dirty_pages, err);
 
     if (!result)
-        result = rounds_send_dirty(m->rounds, piece, err);
+        result = rounds_send_dirty(m->rounds, &pace, err);
     return result ? result : source_finish_round(m, started, wire, false, err);
 }
 

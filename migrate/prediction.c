@@ -15,6 +15,7 @@ static const double dirtying_spread = 0.1;   /* of the guest's pace, from one ti
 static const double model_spread = 0.02;     /* of the whole */
 static const double last_round_spread = 0.1; /* of the downtime: one round, not the mean of many */
 static const double least_bandwidth_spread = 0.02;
+static const double capped_from = 0.9; /* of the cap: what rounds show of it once it is in force */
 
 enum {
     MOST_BANDWIDTH = 1000, /* times what there is: what needs more is beyond help */
@@ -284,10 +285,11 @@ static double later_bandwidth(const struct policy_input *now)
 
 static struct run_setting refined(const struct dirty_profile *guest,
                                   const struct path_profile *path, const struct fixed_costs *costs,
-                                  const struct policy_limits *limits,
+                                  const struct policy_limits *limits, uint64_t max_bandwidth,
                                   const struct policy_input *now, struct dirty_curve *curve)
 {
     double later = later_bandwidth(now);
+    double bandwidth = later > 0 ? later : larger((double)now->bandwidth, 1);
 
     if (guest && guest->window_count)
         dirty_curve_make(guest, curve);
@@ -298,7 +300,8 @@ static struct run_setting refined(const struct dirty_profile *guest,
         .path = path,
         .costs = costs,
         .limits = limits,
-        .bandwidth = later > 0 ? later : larger((double)now->bandwidth, 1),
+        .bandwidth = bandwidth,
+        .capped = max_bandwidth && bandwidth > capped_from * (double)max_bandwidth,
         .again = later > 0 ? 1 : path_again(path, 1, 0),
         .speed = 1,
         .look_ns = guest ? guest->collect_ns : 0,
@@ -309,20 +312,21 @@ static struct run_setting refined(const struct dirty_profile *guest,
 
 void prediction_refine(const struct dirty_profile *guest, const struct path_profile *path,
                        const struct fixed_costs *costs, const struct policy_limits *limits,
-                       const struct policy_input *now, struct prediction *out)
+                       uint64_t max_bandwidth, const struct policy_input *now,
+                       struct prediction *out)
 {
     struct dirty_curve curve;
-    struct run_setting setting = refined(guest, path, costs, limits, now, &curve);
+    struct run_setting setting = refined(guest, path, costs, limits, max_bandwidth, now, &curve);
 
     predict(&setting, out);
 }
 
 uint64_t prediction_end(const struct dirty_profile *guest, const struct path_profile *path,
                         const struct fixed_costs *costs, const struct policy_limits *limits,
-                        const struct policy_input *now)
+                        uint64_t max_bandwidth, const struct policy_input *now)
 {
     struct dirty_curve curve;
-    struct run_setting setting = refined(guest, path, costs, limits, now, &curve);
+    struct run_setting setting = refined(guest, path, costs, limits, max_bandwidth, now, &curve);
 
     struct run_result r = prediction_run(&setting);
 

@@ -27,6 +27,7 @@ struct path_profile {
     double guest_share; /* of its dirtying that the guest gets done while pages are sent: 0..1 */
     /* As bandwidth, from the second round on: those pages are there already. 0: the same. */
     uint64_t again_bandwidth;
+    unsigned lanes; /* that pages go over */
 };
 
 /* Of the control channel, in every downtime: the last fence, the load, the start. */
@@ -70,11 +71,12 @@ void prediction_make(const struct dirty_profile *guest, const struct path_profil
  * the last round shows. */
 void prediction_refine(const struct dirty_profile *guest, const struct path_profile *path,
                        const struct fixed_costs *costs, const struct policy_limits *limits,
-                       const struct policy_input *now, struct prediction *out);
+                       uint64_t max_bandwidth, const struct policy_input *now,
+                       struct prediction *out);
 /* The expected total of the same, and nothing else: a fraction of the work. UINT64_MAX: no end. */
 uint64_t prediction_end(const struct dirty_profile *guest, const struct path_profile *path,
                         const struct fixed_costs *costs, const struct policy_limits *limits,
-                        const struct policy_input *now);
+                        uint64_t max_bandwidth, const struct policy_input *now);
 
 /* {"converges", "total_ms", "total_low_ms", …}; times null when it does not converge. */
 cJSON *prediction_to_json(const struct prediction *p);

@@ -45,6 +45,7 @@ static const struct field optional_fields[] = {
     PATH(tracked_ns, "tracked_ns"),
     PATH(first_ns, "first_ns"),
     PATH(again_bandwidth, "again_bandwidth_bytes_per_s"),
+    FIELD(struct path_profile, lanes, "lanes", FIELD_UNSIGNED, NEVER_NULL),
 };
 
 static const struct field cost_fields[] = {

@@ -33,23 +33,24 @@ struct run {
     unsigned round_count, throttle, steady_rounds;
 };
 
-static double bandwidth_now(const struct run *r)
-{
-    return r->setting->bandwidth * (r->round_count ? r->setting->again : 1);
-}
-
 static double send_ns(const struct run *r, double pages)
 {
-    return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / bandwidth_now(r);
+    double bandwidth = r->setting->bandwidth * (r->round_count ? r->setting->again : 1);
+
+    return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / bandwidth;
 }
 
-/* Of those on their way when a page's turn comes, in the mean (rounds_send_dirty): a piece that
- * travels, and half of its own. */
+/* On their way, in the mean, when a page is taken (rounds_send_dirty). A cap holds back posting:
+ * what is taken has gone, or nearly. */
 static double pages_ahead(const struct run *r)
 {
-    uint64_t piece = policy_piece(to_u64(bandwidth_now(r)), r->setting->path->round_trip_ns);
+    const struct path_profile *path = r->setting->path;
+    double best = r->setting->bandwidth * larger(r->setting->again, 1);
+    struct policy_pace pace = policy_pace(to_u64(best), path->round_trip_ns, path->lanes);
 
-    return 1.5 * (double)piece / GUEST_PAGE_SIZE;
+    if (r->setting->capped)
+        return 0;
+    return ((double)pace.fences - 0.5) * (double)pace.fence_bytes / GUEST_PAGE_SIZE;
 }
 
 /* The guest's own time in `ns` during which pages are sent. */

@@ -166,7 +166,8 @@ struct extents_message {
 };
 
 struct round_message {
-    uint32_t number, paused;
+    uint32_t number;
+    uint32_t paused; /* 1 from sources of version 2, which announce the last round, too */
     uint64_t pages;
 };
 

@@ -321,6 +321,8 @@ static int try_path(struct rehearsing *r, struct path_profile *path, struct erro
     struct found_message found = {0};
     struct inquiry q;
     uint64_t began = clock_now();
+
+    path->lanes = r->options.lanes;
     int result = inquiry_open(&r->options.destination, PATH_MS, r->cancel_fd, &reasons, &q, err);
 
     if (result)

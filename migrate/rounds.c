@@ -14,10 +14,7 @@ enum {
     REAP_MS = 20,
     STALL_S = 5,    /* nothing completed for so long although something is under way */
     NO_ROOM_S = 10, /* nothing taken for so long: a low rate limit makes a chunk wait for seconds */
-    LEAST_FENCES = 2, /* under way before a chunk has to wait: one travels, one is being filled */
 };
-
-static const uint64_t MOST_FENCE_BYTES = 64ull << 20;
 
 struct region_state {
     struct guest_region region;
@@ -33,8 +30,9 @@ struct rounds {
     unsigned region_count;
     struct round_counts counts;
 
-    uint64_t next_fence, completed_fence, most_fences;
-    uint64_t unfenced_bytes, fence_bytes;
+    struct policy_pace pace;
+    uint64_t next_fence, completed_fence;
+    uint64_t unfenced_bytes;
 
     struct page_blob blobs[BLOBS];
     struct page_blob *free_blobs[BLOBS];
@@ -306,7 +304,7 @@ static int send_chunk(struct rounds *r, struct region_state *state, uint64_t chu
     int result = count ? post_all(r, runs, count, err) : 0;
     transport_done_with(r->config.transport, state->region.id, first * GUEST_PAGE_SIZE,
                         chunk_size(&state->region, chunk));
-    if (!result && r->unfenced_bytes >= r->fence_bytes)
+    if (!result && r->unfenced_bytes >= r->pace.fence_bytes)
         result = post_fence(r, err);
     return result ? result : reap(r, 0, err);
 }
@@ -320,23 +318,21 @@ static int finish_round(struct rounds *r, struct error *err)
     return result;
 }
 
-/* `piece` as in rounds_send_dirty. */
-static void begin_round(struct rounds *r, uint64_t piece)
+/* `pace` NULL: all at once. */
+static void begin_round(struct rounds *r, const struct policy_pace *pace)
 {
-    uint64_t fences = piece / MOST_FENCE_BYTES * LEAST_FENCES;
+    static const struct policy_pace at_once = {POLICY_FENCE_BYTES, UINT64_MAX};
 
     r->counts = (struct round_counts){0};
     r->last_completion = clock_now();
-    r->fence_bytes = piece && piece < MOST_FENCE_BYTES ? piece : MOST_FENCE_BYTES;
-    r->most_fences = !piece ? UINT64_MAX : fences > LEAST_FENCES ? fences : LEAST_FENCES;
+    r->pace = pace ? *pace : at_once;
 }
 
-/* Until there is room for another piece. */
 static int await_room(struct rounds *r, struct error *err)
 {
     int result = 0;
 
-    while (!result && r->next_fence - r->completed_fence >= r->most_fences)
+    while (!result && r->next_fence - r->completed_fence >= r->pace.fences)
         result = reap(r, REAP_MS, err);
     return result;
 }
@@ -398,7 +394,7 @@ int rounds_send_present(struct rounds *r, struct error *err)
 {
     int result = 0;
 
-    begin_round(r, 0);
+    begin_round(r, NULL);
     announce_present(r);
     for (unsigned i = 0; i < r->region_count && !result; i++)
         result = send_region_present(r, &r->regions[i], err);
@@ -453,14 +449,14 @@ static int send_regions_dirty(struct rounds *r, bool paused, struct error *err)
     return result ? result : finish_round(r, err);
 }
 
-int rounds_send_dirty(struct rounds *r, uint64_t piece, struct error *err)
+int rounds_send_dirty(struct rounds *r, const struct policy_pace *pace, struct error *err)
 {
-    begin_round(r, piece);
+    begin_round(r, pace);
     return send_regions_dirty(r, false, err);
 }
 
 int rounds_send_last(struct rounds *r, struct error *err)
 {
-    begin_round(r, 0);
+    begin_round(r, NULL);
     return send_regions_dirty(r, true, err);
 }

@@ -9,6 +9,7 @@
 
 #include "migrate/guest/guest.h"
 #include "migrate/guest/tracker.h"
+#include "migrate/policy.h"
 #include "transport/transport.h"
 
 struct rounds;
@@ -41,9 +42,8 @@ uint64_t rounds_present_bytes(const struct rounds *r);
 int rounds_send_present(struct rounds *r, struct error *err);
 /* Sends what the tracker's last collect found, but for what is dirty again by then. A page is
  * tracked anew from when its chunk is taken, so what is taken long before it can go only gets dirty
- * again: a chunk is taken once less than two pieces of `piece` bytes are on their way. 0: as soon
- * as the transport takes it. */
-int rounds_send_dirty(struct rounds *r, uint64_t piece, struct error *err);
+ * again: `pace` says when it is. NULL: as soon as the transport takes it. */
+int rounds_send_dirty(struct rounds *r, const struct policy_pace *pace, struct error *err);
 /* The same with the guest stopped: all that was found, as soon as the transport takes it. */
 int rounds_send_last(struct rounds *r, struct error *err);
 

@@ -74,11 +74,12 @@ struct migration {
     struct measurement measurement;
     struct policy_round history[SOURCE_HISTORY];
     size_t history_count;
-    uint64_t collected_at; /* clock of the last collect */
-    uint64_t paused_at;    /* the switchover's milestones: before the pause, */
-    uint64_t saved_at;     /* the state is saved, */
-    uint64_t prepared_at;  /* the destination is PREPARED and compared */
-    uint64_t dirty_pages;  /* found by the last collect */
+    uint64_t best_bandwidth; /* bytes/s that a round has shown; 0: none has */
+    uint64_t collected_at;   /* clock of the last collect */
+    uint64_t paused_at;      /* the switchover's milestones: before the pause, */
+    uint64_t saved_at;       /* the state is saved, */
+    uint64_t prepared_at;    /* the destination is PREPARED and compared */
+    uint64_t dirty_pages;    /* found by the last collect */
     uint64_t state_bytes, fixed_ns,
         pause_delay_ns; /* what the policy reckons with, measured where it could be */
     unsigned throttle;

@@ -15,8 +15,8 @@ GUEST, SAMPLE = "guest", "400ms"
 IDLE, HOT = "touch=40M", "touch=40M,hot=16M,rate=4000,pattern=random"
 SLOW_LINK = "rate=4M"  # slower than the hot guest writes
 BAND = 2  # by which factor a prediction may be off here, on a machine that does other things as well
-PATH = {"bandwidth_bytes_per_s", "again_bandwidth_bytes_per_s", "bandwidth_spread", "zero_bandwidth_bytes_per_s", "setup_ns",
-        "tracked_ns", "first_ns", "round_ns", "round_trip_ns", "guest_share"}
+PATH = {"bandwidth_bytes_per_s", "again_bandwidth_bytes_per_s", "bandwidth_spread", "zero_bandwidth_bytes_per_s",
+        "lanes", "setup_ns", "tracked_ns", "first_ns", "round_ns", "round_trip_ns", "guest_share"}
 
 
 def asked(host, uri, *options, code=EXIT_MIGRATED, sample=SAMPLE):

@@ -278,29 +278,53 @@ Test(policy, predicts_downtime_in_nanoseconds)
     }
 }
 
-/* Over the most recent rounds in which enough was sent, as the engine measures it. */
-Test(policy, a_piece_is_what_a_path_takes_in_50_ms_and_a_round_trip)
+Test(policy, goes_as_far_ahead_as_a_path_takes_in_100_ms_and_two_round_trips)
 {
     static const struct {
-        uint64_t bandwidth, round_trip_ns, want;
+        uint64_t bandwidth, round_trip_ns;
+        unsigned lanes;
+        struct policy_pace want;
     } cases[] = {
-        {100000000, 0, 5000000},
-        {100000000, MS(10), 6000000},
-        {12500000000, MS(1), 637500000},
-        {1000, 0, 256 << 10}, /* fences cost as well */
-        {0, 0, 256 << 10},
-        {1, UINT64_MAX, 18446744073},
-        {UINT64_MAX, UINT64_MAX, INT64_MAX}, /* as far as it goes */
+        {100000000, 0, 2, {5000000, 2}},
+        {100000000, MS(10), 2, {6000000, 2}},
+        {1342177280, 0, 2, {64 << 20, 2}},       /* 128 MiB */
+        {1342177290, 0, 2, {64 << 20, 3}},       /* one byte more */
+        {12500000000, MS(1), 2, {64 << 20, 19}}, /* 1216 MiB */
+        {1000000, 0, 8, {4 << 20, 2}},           /* a chunk for each lane */
+        {1000000, 0, 1, {512 << 10, 2}},
+        {0, 0, 0, {256 << 10, 2}}, /* fences cost as well */
+        {UINT64_MAX, UINT64_MAX, 1, {64 << 20, (uint64_t)INT64_MAX / (64 << 20) + 1}},
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        uint64_t piece = policy_piece(cases[i].bandwidth, cases[i].round_trip_ns);
+        struct policy_pace pace =
+            policy_pace(cases[i].bandwidth, cases[i].round_trip_ns, cases[i].lanes);
+        const struct policy_pace *want = &cases[i].want;
 
-        cr_expect_eq(piece, cases[i].want, "case %zu: expected %llu bytes, got %llu", i,
-                     (unsigned long long)cases[i].want, (unsigned long long)piece);
+        cr_expect(pace.fence_bytes == want->fence_bytes && pace.fences == want->fences,
+                  "case %zu: expected %llu fences of %llu bytes, got %llu of %llu", i,
+                  (unsigned long long)want->fences, (unsigned long long)want->fence_bytes,
+                  (unsigned long long)pace.fences, (unsigned long long)pace.fence_bytes);
     }
 }
 
+Test(policy, the_best_bandwidth_never_falls)
+{
+    static const struct {
+        uint64_t mib, ms, want_mib;
+    } rounds[] = {{0, 0, 0}, {100, 1000, 100}, {50, 1000, 100}, {20, 100, 200}, {0, 1, 200}};
+    uint64_t best = 0;
+
+    for (size_t i = 0; i < sizeof(rounds) / sizeof(rounds[0]); i++) {
+        struct policy_round round = {.bytes = MIB(rounds[i].mib), .ns = MS(rounds[i].ms)};
+
+        best = policy_best_bandwidth(best, &round);
+        cr_expect_eq(best, MIB(rounds[i].want_mib), "round %zu: expected %llu MiB/s, got %llu", i,
+                     (unsigned long long)rounds[i].want_mib, (unsigned long long)(best >> 20));
+    }
+}
+
+/* Over the most recent rounds in which enough was sent, as the engine measures it. */
 Test(policy, measures_bandwidth_over_settled_rounds)
 {
     static const struct {

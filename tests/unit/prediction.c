@@ -297,7 +297,7 @@ static struct prediction refine(const struct dirty_profile *guest,
                                .pause_delay_ns = MS(3)};
     struct prediction p;
 
-    prediction_refine(guest, &path, &costs, &limits, &now, &p);
+    prediction_refine(guest, &path, &costs, &limits, 0, &now, &p);
     return p;
 }
 
@@ -395,12 +395,12 @@ Test(prediction, goes_on_as_the_last_round_did)
                                    .bandwidth = 100 * mib_per_s};
         struct prediction p;
 
-        prediction_refine(NULL, &path, &costs, &c->limits, &now, &p);
+        prediction_refine(NULL, &path, &costs, &c->limits, 0, &now, &p);
         cr_expect_eq(p.converges, c->converges, "%s: %s", c->name, p.why);
         if (p.converges)
             expect_ms(c->name, p.total_ns.expected, (double)c->elapsed_ms + c->rest_ms,
                       c->tolerance_ms);
-        uint64_t end_ns = prediction_end(NULL, &path, &costs, &c->limits, &now);
+        uint64_t end_ns = prediction_end(NULL, &path, &costs, &c->limits, 0, &now);
         cr_expect_eq(end_ns, p.converges ? p.total_ns.expected : UINT64_MAX,
                      "%s: alone it ends after %.2f ms", c->name, (double)end_ns / 1e6);
     }

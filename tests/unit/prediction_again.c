@@ -75,7 +75,7 @@ Test(prediction_again, later_rounds_show_the_rate_themselves)
                                    .bandwidth = policy_bandwidth(rounds, count)};
         struct prediction p;
 
-        prediction_refine(NULL, &path, &costs, &limits, &now, &p);
+        prediction_refine(NULL, &path, &costs, &limits, 0, &now, &p);
         double ms = (double)p.downtime_ns.expected / 1e6;
         cr_expect(p.converges && ms > cases[i].left_ms * 0.95 && ms < cases[i].left_ms * 1.05,
                   "case %zu: expected %.0f ms, came %.1f: %s", i, cases[i].left_ms, ms, p.why);

@@ -181,23 +181,24 @@ static void run_until(struct machine *m, double s)
         run_for(m, s - m->now_s, m->share);
 }
 
-/* As the rounds do: a chunk is taken once less than two pieces are on their way. */
-static uint64_t send_dirty(struct machine *m, uint64_t round_trip_ns)
+/* As the rounds do: a chunk is taken once less than so many fences are under way. */
+static uint64_t send_dirty(struct machine *m, const struct path_profile *path)
 {
-    uint64_t sent = 0, unfenced = 0;
-    uint64_t piece = policy_piece((uint64_t)m->bandwidth, round_trip_ns) / GUEST_PAGE_SIZE;
-    double before_s = m->now_s, last_s = m->now_s, idle_s = m->now_s; /* two fences, the path */
+    struct policy_pace pace = policy_pace((uint64_t)m->bandwidth, path->round_trip_ns, path->lanes);
+    uint64_t sent = 0, unfenced = 0, fences = 0;
+    static double fence_s[PAGES / GUEST_CHUNK_PAGES];
+    double idle_s = m->now_s; /* when the path has sent all that was posted */
 
     for (unsigned first = 0; first < PAGES; first += GUEST_CHUNK_PAGES) {
-        run_until(m, before_s);
+        if (fences >= pace.fences)
+            run_until(m, fence_s[fences - pace.fences]);
         uint64_t pages = take(m, first);
         idle_s = (idle_s > m->now_s ? idle_s : m->now_s) + send_s(m, pages);
         sent += pages;
         unfenced += pages;
-        if (unfenced < piece)
+        if (unfenced * GUEST_PAGE_SIZE < pace.fence_bytes)
             continue;
-        before_s = last_s;
-        last_s = idle_s;
+        fence_s[fences++] = idle_s;
         unfenced = 0;
     }
     run_until(m, idle_s);
@@ -212,7 +213,7 @@ static struct policy_round run_round(struct machine *m, const struct plan *plan,
     if (first)
         run_for(m, send_s(m, PAGES), m->share);
     else
-        sent = send_dirty(m, plan->path.round_trip_ns);
+        sent = send_dirty(m, &plan->path);
     run_for(m, (double)plan->path.round_ns / 1e9, m->share);
     collect(m);
     double s = m->now_s - began + (first ? (double)plan->path.setup_ns / 1e9 : 0);
@@ -514,7 +515,7 @@ Test(prediction_simulated, is_refined_from_round_to_round)
         struct move move = migrate_and_record(&copy, &plan, &recorded);
         if (!move.converges || recorded.input.round_count < 2)
             continue;
-        prediction_refine(&guest, &plan.path, &plan.costs, &plan.limits, &recorded.input, &p);
+        prediction_refine(&guest, &plan.path, &plan.costs, &plan.limits, 0, &recorded.input, &p);
         double error = fabs((double)p.total_ns.expected / 1e9 / move.total_s - 1);
         tried++;
         near += p.converges && error < 0.03;

@@ -23,6 +23,7 @@ struct puppet {
     struct transport *source, *destination;
     struct rounds *rounds;
     int interrupt_with;
+    uint64_t interrupt_at;                            /* not before */
     uint64_t taken_at[PAGES / GUEST_CHUNK_PAGES + 1]; /* each chunk, the last time */
 };
 
@@ -92,7 +93,9 @@ static int interrupted(void *context, struct error *err)
 {
     struct puppet *p = context;
 
-    return p->interrupt_with ? error_set(err, p->interrupt_with, "as told") : 0;
+    return p->interrupt_with && clock_now() >= p->interrupt_at
+               ? error_set(err, p->interrupt_with, "as told")
+               : 0;
 }
 
 static void progress(void *context)
@@ -187,7 +190,8 @@ static void send_dirty(struct puppet *p, bool paused)
 {
     struct error err = {0};
 
-    int result = paused ? rounds_send_last(p->rounds, &err) : rounds_send_dirty(p->rounds, 0, &err);
+    int result =
+        paused ? rounds_send_last(p->rounds, &err) : rounds_send_dirty(p->rounds, NULL, &err);
     cr_assert_eq(result, 0, "%s", err.text);
 }
 
@@ -351,6 +355,7 @@ Test(rounds, pages_dirty_again_wait_unless_the_guest_is_paused)
 Test(rounds, a_chunk_is_not_taken_before_it_can_go)
 {
     enum { DELAY_MS = 30 };
+    const struct policy_pace pace = {.fence_bytes = GUEST_CHUNK_SIZE, .fences = 2};
     struct puppet p;
     struct error err = {0};
 
@@ -361,16 +366,36 @@ Test(rounds, a_chunk_is_not_taken_before_it_can_go)
         write_page(&p, i, 5);
         p.dirty[i] = true;
     }
-    cr_assert_eq(rounds_send_dirty(p.rounds, GUEST_CHUNK_SIZE, &err), 0, "%s", err.text);
+    cr_assert_eq(rounds_send_dirty(p.rounds, &pace, &err), 0, "%s", err.text);
     for (size_t i = 2; i <= PAGES / GUEST_CHUNK_PAGES; i++) {
         uint64_t waited = p.taken_at[i] - p.taken_at[i - 2];
-        cr_expect_geq(
-            waited, DELAY_MS * NS_PER_MS,
-            "chunk %zu was taken %.1f ms after the last but one, with a piece a chunk and "
-            "fences that take %d ms",
-            i, (double)waited / 1e6, DELAY_MS);
+        cr_expect_geq(waited, DELAY_MS * NS_PER_MS,
+                      "chunk %zu was taken %.1f ms after the last but one, with a fence a chunk, "
+                      "two at a time, "
+                      "that take %d ms",
+                      i, (double)waited / 1e6, DELAY_MS);
     }
     expect_equal(&p, "paced");
+    close_puppet(&p);
+}
+
+Test(rounds, an_interruption_ends_the_wait_for_room_and_leaves_the_rest_dirty)
+{
+    const struct policy_pace pace = {.fence_bytes = GUEST_CHUNK_SIZE, .fences = 2};
+    struct puppet p;
+    struct error err = {0};
+
+    open_puppet(&p);
+    cr_assert_eq(transport_wrap("delay=10s", &p.source, &err), 0, "%s", err.text);
+    open_rounds(&p);
+    for (uint64_t i = 0; i < PAGES; i++) {
+        write_page(&p, i, 5);
+        p.dirty[i] = true;
+    }
+    p.interrupt_with = ECANCELED;
+    p.interrupt_at = clock_now() + 100 * NS_PER_MS;
+    cr_expect_eq(rounds_send_dirty(p.rounds, &pace, &err), -ECANCELED, "%s", err.text);
+    cr_expect(p.dirty[2 * GUEST_CHUNK_PAGES], "a chunk was taken that there was no room for");
     close_puppet(&p);
 }
 
