@@ -12,6 +12,7 @@
 #include "tools/control_client.h"
 #include "tools/control_server.h"
 #include "tools/runtime.h"
+#include "transport/base/clock.h"
 
 /* A server in a thread of its own that answers every request with its command and the client's
  * number; "console" with a lot of text, "quit" stops it. */
@@ -238,6 +239,30 @@ Test(control_server, stops_although_a_client_does_not_read, .timeout = 60)
         send_text(&c, request, strlen(request));
     finish(&f);
     control_close(&c);
+}
+
+static void *give_back(void *claim)
+{
+    clock_sleep_until(clock_now() + 100 * NS_PER_MS);
+    name_release(claim);
+    return NULL;
+}
+
+Test(control_server, a_name_that_is_being_given_back_is_waited_for, .timeout = 60)
+{
+    char directory[] = "/tmp/wander-runtime-XXXXXX";
+    struct name_claim claim, other;
+    struct error err = {0};
+    pthread_t holder;
+
+    cr_assert(mkdtemp(directory));
+    setenv("WANDER_RUNTIME_DIR", directory, 1);
+    cr_assert_eq(name_claim("b", &claim, &err), 0, "%s", err.text);
+    pthread_create(&holder, NULL, give_back, &claim);
+    cr_expect_eq(name_claim("b", &other, &err), 0, "%s", err.text);
+    pthread_join(holder, NULL);
+    name_release(&other);
+    rmdir(directory);
 }
 
 Test(control_server, a_name_is_held_until_it_is_given_back, .timeout = 60)
