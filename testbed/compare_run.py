@@ -359,19 +359,17 @@ class Run:
         self.progress.draw(f"{what}  {source} -> {destination} …  {self.progress.left(self.missing())}")
         self.order += 1
         began, made, session.moving = time.monotonic(), now(), cell
-        before = session.machine.look() if session.machine else None
         options = cell.options() + (["--verify"] if warm_up and "--verify" not in cell.options() else [])
         plan = trial.Plan(settings, cell.contender["transport"], options, self.accel_of(session, settings["accel"]),
                           self.options.predict, self.options.move_seconds)
-        result = trial.run(source, destination, plan, not warm_up)
+        result = trial.run(source, destination, plan, not warm_up, session.machine)
         if result["failed"] and not session.answer():
             raise Failure(f"{what}: {result['failed']}")
-        others = session.machine.others(before) if session.machine else None
         move = {"schema": 1, "scenario": cell.scenario, "point": cell.point["id"], "contender": cell.contender["name"],
                 "transport": cell.contender["transport"], "repeat": repeat, "warm_up": warm_up,
                 "boot": session.boot["id"], "order": self.order, "began": made, "source": str(source),
                 "destination": str(destination),
-                "link": {"shape": session.shape_of(settings), "mtu": session.mtu()}, "machine_others": others, **result}
+                "link": {"shape": session.shape_of(settings), "mtu": session.mtu()}, **result}
         session.moving = None
         self.store.add(cell, label, move)
         cell.take(label, move)

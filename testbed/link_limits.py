@@ -24,7 +24,7 @@ def lacks(ends, tool):
 
 def await_listener(end, kind):
     """Most of these say nothing when they are ready. Without the tool to see it by, a second does."""
-    end.host.run(f"for i in {{1..20}}; do {LISTENS[kind]} && break; sleep 0.05; done; sleep 0.3", seconds=30)
+    end.host.run(f"for i in {{1..100}}; do {LISTENS[kind]} && break; sleep 0.05; done; sleep 0.3", seconds=30)
 
 
 def tcp(source, destination, streams):

@@ -112,10 +112,13 @@ class Machine:
         self.began = self.look()
 
     def look(self):
-        """(all CPU time there was, what others than the hosts took of it) up to now."""
+        """(all CPU time there was, what others than the hosts took of it) up to now. A Failure when a host has died."""
         fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
         idle = fields[3] + fields[4]
-        ours = sum(hosts.cpu_seconds(pid) for pid in self.pids) * os.sysconf("SC_CLK_TCK")
+        try:
+            ours = sum(hosts.cpu_seconds(pid) for pid in self.pids) * os.sysconf("SC_CLK_TCK")
+        except OSError:
+            raise Failure("a virtual host has died") from None
         return sum(fields), sum(fields) - idle - ours
 
     def others(self, since):

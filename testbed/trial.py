@@ -19,7 +19,7 @@ LEAST_RATE_MS = 200
 NO_WORK = {"before_pages_per_s": None, "during_pages_per_s": None, "after_pages_per_s": None}
 # Of a move of which nothing is known yet.
 NOTHING = {"failed": None, "report": None, "host_cpu": None, "wall_s": None, "prediction": None,
-           "prediction_error": None, "work": NO_WORK, "counters": {}}
+           "prediction_error": None, "work": NO_WORK, "counters": {}, "machine_others": None}
 SEVERAL = "wander predict knows nothing of other guests that move over the same link meanwhile"
 # Options of wander migrate that wander predict does not have: they do not change how the move goes on.
 NOT_PREDICTED = ("--verify",)
@@ -120,9 +120,10 @@ def counters_of(before, after):
     return {side: nic_counters.changed(before[side], after[side]) for side in before}
 
 
-def make(source, destination, plan, passages, measured, result):
+def make(source, destination, plan, passages, measured, machine, result):
     """Puts into `result` what is found out, as soon as it is; a Failure when something around the move went wrong."""
     guests = [passage.guest for passage in passages]
+    looked = machine.look() if machine else None
     if measured:
         result["prediction"], result["prediction_error"] = foretell_for(source, passages, plan)
     before = work_rates(source, guests) if measured else {}
@@ -130,6 +131,7 @@ def make(source, destination, plan, passages, measured, result):
     counted = {side: nic_counters.look(end) for side, end in looks.items()}
     outcomes, result["wall_s"], result["host_cpu"] = pair.migrate(source, destination, passages, plan.options,
                                                                   plan.seconds)
+    result["machine_others"] = machine.others(looked) if machine else None
     note_outcomes(result, passages, outcomes, before, {})
     result["counters"] = counters_of(counted, {side: nic_counters.look(end) for side, end in looks.items()})
     failures = [pair.complaint(source, passage, found, plan.options)
@@ -149,15 +151,16 @@ def note_outcomes(result, passages, outcomes, before, after):
         result.update(report=parts[0]["report"], work=parts[0]["work"])
 
 
-def run(source, destination, plan, measured=True):
+def run(source, destination, plan, measured=True, machine=None):
     """What is in the file of a move, as far as it depends on the move; `measured` is false for a warm-up, which has
-    nothing around it. What went wrong is in "failed"; all that was found out before is there then, too."""
+    nothing around it; `machine` is what virtual hosts run on. What went wrong is in "failed"; all that was found out
+    before is there then, too."""
     result = {**NOTHING, "prediction_error": None if measured else "a warm-up"}
     try:
         with contextlib.ExitStack() as stack:
             passages = [stack.enter_context(pair.passage(source, destination, plan.transport, guest))
                         for guest in plan.guests()]
-            make(source, destination, plan, passages, measured, result)
+            make(source, destination, plan, passages, measured, machine, result)
     except Failure as failure:
         result["failed"] = str(failure)
     return result

@@ -33,7 +33,7 @@ def prediction_section(study):
                 for key, name in NAMES.items()]
     return section(*head, paragraph(prediction_sentence(study)), charts.key_to_marks(transports),
                  *left_out(study, found), el("div", *drawings, class_="plots"),
-                 *goals_tables(found, spread_of_repeats(study)),
+                 *goals_tables(study, found),
                  convergence_table(found),
                  folded(f"All {len(found)} predictions", prediction_table(found)))
 
@@ -50,14 +50,18 @@ def left_out(study, found):
                         f"count in the table of convergence only.")
 
 
-def goals_tables(found, spread):
+def goals_tables(study, found):
     """What predictions shall reach, and whether they did: of all moves, and of those that nothing disturbed."""
+    spread = spread_of_repeats(study)
     yield goals_table("all", found, spread, f"Goals of prediction. {spread_in_words(spread)}")
     calm = [entry for entry in found if not entry.move.disturbed()]
     if calm and len(calm) < len(found):
+        spread = spread_of_repeats(study, calm=True)
+        known = "not known" if spread is None else f"{spread:.1%}"
         yield goals_table("undisturbed", calm, spread,
-                          f"The same without the {len(found) - len(calm)} moves during which others than the hosts "
-                          f"took {comparison.DISTURBED:.0%} or more of the machine that the hosts run on.")
+                          f"The same without the {len(found) - len(calm)} moves during which, or during the prediction "
+                          f"before which, others than the hosts took {comparison.DISTURBED:.0%} or more of the machine "
+                          f"that the hosts run on. Without them the spread of repeats is {known}.")
 
 
 def goals_table(which, found, spread, caption):

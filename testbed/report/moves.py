@@ -186,7 +186,7 @@ FIGURES = {
     **{f"{side}_rest_cpu": f"CPU {side} host, all but wander and guest, s/GiB" for side in SIDES},
     **{f"{side}_machine_cpu": f"CPU {side} host, as the machine under it counts, s/GiB" for side in SIDES},
     **{f"{side}_own_cpu": f"CPU {side} wander's own, s/GiB" for side in SIDES},
-    "machine_others": "taken by others of the machine under the hosts, share",
+    "machine_others": "taken by others of the machine under the hosts, from prediction to arrival, share",
 }
 
 

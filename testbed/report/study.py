@@ -249,13 +249,13 @@ def unpredicted(study):
     return reasons, tried
 
 
-def spread_of_repeats(study):
+def spread_of_repeats(study, calm=False):
     """How far total times of one thing lie apart by themselves, which no prediction beats: the median over all groups
-    of converged runs in one boot. None when nothing was repeated."""
+    of converged runs in one boot; with `calm` of those that nothing disturbed. None when nothing was repeated."""
     boots = {}
     for group in study.groups.values():
         for move in group.counted:
-            if move.converged() and move.figures.get("total_s"):
+            if not (calm and move.disturbed()) and move.converged() and move.figures.get("total_s"):
                 boots.setdefault((group.key, move.boot), []).append(move.figures["total_s"])
     spreads = [half_range(values) for values in boots.values() if len(values) > 1]
     return statistics.median(spreads) if spreads else None

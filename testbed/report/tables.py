@@ -100,8 +100,8 @@ def main_table(study, scenario):
             rows.append(row(f"{point['label']}, {contender['name']}", count_cell(group),
                             *(median_cell(group, key) for key in keys), runs_cell(group), begins=index == 0))
     return table(["", "runs", *map(heading, keys), "files"], rows,
-                 "Medians, and below them the interval in which the median lies. * an outlier, forced, given up or "
-                 "failed.")
+                 "Medians, and below them the interval in which the median lies. * an outlier, forced, given up, "
+                 "failed, or disturbed by other programs on the machine.")
 
 
 VERDICTS = {(False, False): "no difference shown", (True, False): "differs",
