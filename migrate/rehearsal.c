@@ -347,20 +347,55 @@ static void rehearse_path(struct rehearsing *r, const char *scheme)
     costs_recall(&key, &path->costs);
     path->usable = try_path(r, &path->profile, &err) == 0;
     snprintf(path->error, sizeof(path->error), "%s", err.text);
-    if (path->usable)
-        prediction_make(&r->out->guest, &path->profile, &path->costs, &r->options.limits,
-                        r->options.max_bandwidth, &path->prediction);
 }
 
-static int watch(struct rehearsing *r, uint64_t sample_ns, struct error *err)
+static int watch(struct rehearsing *r, uint64_t ns, struct error *err)
+{
+    return dirty_profile_sample(r->guest, r->tracker, ns, guest_interrupted, r, &r->out->guest,
+                                err);
+}
+
+static int begin(struct rehearsing *r, uint64_t sample_ns, struct error *err)
 {
     int result = start_tracking(r, err);
 
     if (!result)
-        result = dirty_profile_sample(r->guest, r->tracker,
-                                      sample_ns ? sample_ns : REHEARSAL_SAMPLE_MS * NS_PER_MS,
-                                      guest_interrupted, r, &r->out->guest, err);
+        result = watch(r, sample_ns ? sample_ns : REHEARSAL_SAMPLE_MS * NS_PER_MS, err);
     return result ? result : page_sample_take(r->guest, REHEARSAL_BYTES, &r->sample, err);
+}
+
+static uint64_t longest_first_round_ns(const struct rehearsing *r)
+{
+    double longest = 0, most = REHEARSAL_LONGEST_MS * (double)NS_PER_MS;
+    double bytes = (double)dirty_profile_present(&r->out->guest) * GUEST_PAGE_SIZE;
+
+    for (unsigned i = 0; i < r->out->path_count; i++) {
+        const struct rehearsal_path *path = &r->out->paths[i];
+        if (path->usable)
+            longest = larger(longest, bytes * 1e9 / (double)path->profile.bandwidth);
+    }
+    return to_u64(smaller(longest, most));
+}
+
+/* What is dirty at the end of a first round that takes longer than the guest was watched could only
+ * be guessed. */
+static int watch_on(struct rehearsing *r, struct error *err)
+{
+    uint64_t watched_ns = REHEARSAL_SAMPLE_MS * NS_PER_MS, ns = longest_first_round_ns(r);
+
+    if (ns <= watched_ns || dirty_profile_pages(&r->out->guest, (double)watched_ns) < TELLING_PAGES)
+        return 0;
+    return watch(r, ns, err);
+}
+
+static void foretell(struct rehearsing *r)
+{
+    for (unsigned i = 0; i < r->out->path_count; i++) {
+        struct rehearsal_path *path = &r->out->paths[i];
+        if (path->usable)
+            prediction_make(&r->out->guest, &path->profile, &path->costs, &r->options.limits,
+                            r->options.max_bandwidth, &path->prediction);
+    }
 }
 
 static int try_paths(struct rehearsing *r, const char *asked, bool only, struct error *err)
@@ -388,9 +423,13 @@ int migration_rehearse(struct guest *guest, const struct migration_options *opti
         result = guest->ops->describe(guest, &r.description, err);
     if (result)
         return result;
-    result = watch(&r, wish->sample_ns, err);
+    result = begin(&r, wish->sample_ns, err);
     if (!result)
         result = try_paths(&r, options->destination.scheme, wish->only, err);
+    if (!result && !wish->sample_ns)
+        result = watch_on(&r, err);
+    if (!result)
+        foretell(&r);
     page_sample_free(&r.sample);
     stop_tracking(&r);
     guest_description_free(&r.description);

@@ -10,7 +10,10 @@
 enum {
     REHEARSAL_MAX_PATHS = 4,
     REHEARSAL_BYTES = 256 << 20, /* at most, over each transport; what the destination gives room */
-    REHEARSAL_SAMPLE_MS = 2000,  /* how long the guest is watched, unless told otherwise */
+    /* How long the guest is watched unless told otherwise; once more, and longer, when its first
+     * round would take longer and it writes. */
+    REHEARSAL_SAMPLE_MS = 2000,
+    REHEARSAL_LONGEST_MS = 10000,
 };
 
 /* One transport: what was found, or why it cannot be used. */
@@ -32,13 +35,13 @@ struct rehearsal {
 };
 
 struct rehearsal_wish {
-    uint64_t sample_ns; /* how long the guest is watched; 0: REHEARSAL_SAMPLE_MS */
+    uint64_t sample_ns; /* how long the guest is watched; 0: as above */
     bool only;          /* the transport of the destination's URI is tried, and no other */
 };
 
 /* Watches and tries: over the transport of options->destination, and over the others that this
  * build has (options->filter wraps each). The guest must be free: nothing else may track it
- * meanwhile. Blocks for wish->sample_ns and a few seconds a transport.
+ * meanwhile. Blocks for as long as the guest is watched and a few seconds a transport.
  * -errno when the guest cannot be watched or the destination not be reached; a transport that does
  * not work is no error. -ECANCELED soon after `cancel_fd` (or -1) has become readable. Not for a
  * thread that must not block. */
@@ -50,8 +53,8 @@ int migration_rehearse(struct guest *guest, const struct migration_options *opti
  * differ: a path knows nothing of them. */
 const struct rehearsal_path *rehearsal_path(const struct rehearsal *r,
                                             const struct migration_options *options);
-/* {"schema", "guest": profile, "paths": [{"transport", "path", "costs", "prediction"}…]}; the caller
- * deletes it. NULL without memory. */
+/* {"schema", "guest": profile, "paths": [{"transport", "path", "costs", "prediction"}…]}; the
+ * caller deletes it. NULL without memory. */
 cJSON *rehearsal_to_json(const struct rehearsal *r);
 
 #endif

@@ -29,7 +29,9 @@ struct predict_values {
 };
 
 static const struct cli_option options[] = {
-    {"sample", "T", "how long to watch the guest, like 500ms or 10s, up to 60s (default 2s)",
+    {"sample", "T",
+     "how long to watch the guest, like 500ms or 10s, up to 60s (default 2s, then as long as the "
+     "first round would take, up to 10s)",
      cli_time, CLI_FIELD(struct predict_values, rehearsal.sample_ns)},
     {"only", NULL, "try the transport that URI names, and no other", cli_flag,
      CLI_FIELD(struct predict_values, rehearsal.only)},
@@ -75,7 +77,7 @@ static void show_progress(struct question *q)
         fprintf(stderr, "\rwatching guest %s: %s of %s\033[K", q->guest,
                 format_time(passed, done, sizeof(done)), format_time(all, whole, sizeof(whole)));
     else if (q->terminal)
-        fprintf(stderr, "\rsending a sample of its pages: %s\033[K",
+        fprintf(stderr, "\rsending a sample of its pages, and watching on: %s\033[K",
                 format_time(passed - all, done, sizeof(done)));
     else if (!watching && !q->told_trial)
         fprintf(stderr, "sending a sample of its pages\n");
@@ -84,7 +86,8 @@ static void show_progress(struct question *q)
 
 static int await_answer(struct question *q, cJSON **answer, struct error *err)
 {
-    uint64_t deadline = clock_now() + sample_ns(q) + TRIALS_MS * NS_PER_MS;
+    uint64_t longest_ns = sample_ns(q) + (TRIALS_MS + REHEARSAL_LONGEST_MS) * NS_PER_MS;
+    uint64_t deadline = clock_now() + longest_ns;
     int result;
 
     for (;;) {

@@ -9,7 +9,7 @@ import signal
 import time
 
 from cases import Skip, in_some_try, run_cases
-from hosts import EXIT_FAILED, EXIT_MIGRATED, EXIT_USAGE, Process, World, expect, free_port, running, wait_until
+from hosts import EXIT_FAILED, EXIT_MIGRATED, EXIT_USAGE, SLOW, Process, World, expect, free_port, running, wait_until
 
 GUEST, SAMPLE = "guest", "400ms"
 IDLE, HOT = "touch=40M", "touch=40M,hot=16M,rate=4000,pattern=random"
@@ -22,7 +22,8 @@ PATH = {"bandwidth_bytes_per_s", "again_bandwidth_bytes_per_s", "bandwidth_sprea
 def asked(host, uri, *options, code=EXIT_MIGRATED, sample=SAMPLE):
     """Asks for a prediction to the end; the answer and what was said."""
     path = host.world.path / host.name / f"{host.world.count()}-prediction.json"
-    done = host.run("predict", GUEST, uri, "--sample", sample, "--json", path, *options, seconds=60)
+    watching = ["--sample", sample] if sample else []
+    done = host.run("predict", GUEST, uri, *watching, "--json", path, *options, seconds=60)
     said = (done.stdout + done.stderr).strip()
     expect(done.returncode == code, f"expected wander predict to exit with {code}; it exited with {done.returncode} and "
                                     f"said: {said}")
@@ -108,6 +109,21 @@ def never(context):
         expect("will not converge: needs" in said, f"expected to be told so; it said {said}")
         expect_unharmed(here)
         expect_moves(here, there, uri)
+
+
+def watching_on(context):
+    """Unless told for how long, it watches a guest that writes for as long as the first round would take."""
+    for workload, least, most in ((IDLE, 1.9, 2.5), ("touch=40M,hot=4M,rate=400,pattern=random", 2.6, 7)):
+        with World() as world:
+            here, there = world.host("a"), world.host("b")
+            uri = there.receive().uri
+            here.lab(workload=workload, accel=context.accel)
+            answer, _ = asked(here, uri, "--only", "--filter", "rate=10M", sample=None)
+            watched = answer["guest"]["windows_ns"][-1] / 1e9
+            expect(least <= watched <= most * SLOW, f"expected {workload} to be watched for {least} to {most} s, with 40 MiB to "
+                                                    f"go at 10 MiB/s; got {watched:.2f} s")
+            if "hot=" in workload:
+                expect_unharmed(here)
 
 
 def without_rdma(context):
@@ -252,6 +268,7 @@ run_cases(__doc__, {
     "idle": idle,
     "hot": hot,
     "never": never,
+    "watching on": watching_on,
     "without rdma": without_rdma,
     "wrong questions": wrong_questions,
     "broken lanes": broken_lanes,
