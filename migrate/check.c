@@ -44,6 +44,7 @@ static int try_lane(struct check *c, const struct address *peer, void *memory, s
         .memory = memory,
         .size = PREFLIGHT_TRIAL_BYTES,
         .piece_bytes = PREFLIGHT_TRIAL_BYTES,
+        .least_bytes = PREFLIGHT_TRIAL_BYTES,
         .limit_ns = TRIAL_MS * NS_PER_MS,
     };
     struct trial_result result;

@@ -11,13 +11,14 @@
 #include "migrate/exchange.h"
 #include "migrate/incoming.h"
 #include "transport/base/clock.h"
+#include "transport/transport.h"
 
 struct stage {
     int listener;
     struct migration_options options;
     struct incoming *incoming;
     struct found_message found; /* what a pretender says */
-    bool refuses;
+    bool refuses, takes_nothing;
     struct hello hello; /* that it heard */
 };
 
@@ -64,6 +65,29 @@ static uint64_t soon(void)
     return clock_now() + 5 * NS_PER_S;
 }
 
+/* A lane that opens, and over which nothing arrives. */
+static struct transport *open_lane(struct stage *s)
+{
+    struct transport_params params = {.epoch = 1, .lanes = 1};
+    struct address at = {"tcp", "127.0.0.1", 0};
+    struct transport *lane;
+    struct error err = {0};
+
+    memcpy(params.token, s->hello.token, sizeof(params.token));
+    cr_assert_eq(transport_new("tcp", &params, &lane, &err), 0, "%s", err.text);
+    cr_assert_eq(transport_listen(lane, &at, &s->found.lane_port, &err), 0, "%s", err.text);
+    return lane;
+}
+
+static void cut_lane(struct transport *lane)
+{
+    struct error err = {0};
+
+    cr_expect_eq(transport_accept(lane, 5000, &err), 0, "%s", err.text);
+    transport_shutdown(lane);
+    transport_close(lane);
+}
+
 static void *play_pretender(void *stage)
 {
     struct stage *s = stage;
@@ -83,7 +107,10 @@ static void *play_pretender(void *stage)
         cr_assert_eq(exchange_read(socket, &m, soon(), -1, &err), 0, "%s", err.text);
         cr_expect_eq(m.type, MESSAGE_PROBE, "expected PROBE, came %s", message_name(m.type));
         message_free(&m);
+        struct transport *lane = s->takes_nothing ? open_lane(s) : NULL;
         exchange_write(socket, MESSAGE_FOUND, body, found_encode(&s->found, body), soon(), &err);
+        if (lane)
+            cut_lane(lane);
     }
     exchange_read(socket, &m, soon(), -1, &(struct error){0}); /* until the source closes */
     close(socket);
@@ -139,6 +166,18 @@ Test(checking, a_lane_that_cannot_be_opened_is_told)
     cr_expect_eq(report.refused.count, 1, "%s", report.refused.text);
     expect_text(&report.refused, "a trial lane did not work");
     expect_text(&report.refused, "firewall");
+    check_report_free(&report);
+}
+
+Test(checking, a_lane_over_which_nothing_arrives_is_told)
+{
+    struct stage s = open_stage();
+    struct check_report report;
+
+    s.takes_nothing = true;
+    check(&s, play_pretender, &report);
+    cr_expect_eq(report.refused.count, 1, "%s", report.refused.text);
+    expect_text(&report.refused, "a trial lane did not work");
     check_report_free(&report);
 }
 
