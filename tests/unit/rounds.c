@@ -363,8 +363,8 @@ Test(rounds, a_chunk_is_not_taken_before_it_can_go)
     cr_assert_eq(transport_wrap("delay=30ms", &p.source, &err), 0, "%s", err.text);
     open_rounds(&p);
     for (uint64_t i = 0; i < PAGES; i++) {
-        write_page(&p, i, 5);
-        p.dirty[i] = true;
+        p.dirty[i] = i % 8;
+        write_page(&p, i, p.dirty[i] ? 5 : 0);
     }
     cr_assert_eq(rounds_send_dirty(p.rounds, &pace, &err), 0, "%s", err.text);
     for (size_t i = 2; i <= PAGES / GUEST_CHUNK_PAGES; i++) {
