@@ -229,9 +229,9 @@ int qemu_state_save(struct qmp *q, struct guest_state *out, struct error *err)
     ret = drain(stream, out, deadline, err);
     if (ret == 0)
         ret = await_end(q, &standing, deadline, err);
+    close(stream); /* first: a QEMU that waits for room in it may not answer meanwhile */
     if (ret < 0)
         qemu_state_abandon(q, NULL);
-    close(stream);
     return ret == 0 ? expect_completed(&standing, "save", err) : ret;
 }
 
