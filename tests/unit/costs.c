@@ -219,7 +219,7 @@ Test(costs, few_moves_over_one_path_are_told_from_those_over_others)
     expect_ms("downtime of three", costs.downtime_ns, 210);
 }
 
-/* Some 200 ms of downtime that pages may have taken, all of it. */
+/* A downtime that its pages may have taken, all of it. */
 Test(costs, a_downtime_of_which_nothing_was_left_is_no_quick_one)
 {
     struct costs_key key = example_key();
