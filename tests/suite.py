@@ -36,14 +36,22 @@ AT_A_TIME = 3
 SKIPPED = 77
 
 
+def failures(results):
+    return [(name, why) for result, name, why in results if result == "FAIL"]
+
+
 class Count:
-    """What was found; any thread."""
+    """What was found, of each test (its name, why); any thread."""
 
     def __init__(self):
         self.passed, self.failed, self.skipped = [], [], []
 
     def add(self, result, name, why=""):
         {"ok": self.passed, "FAIL": self.failed, "skip": self.skipped}[result].append((name, why))
+
+    def add_all(self, results):
+        for result, name, why in results:
+            self.add(result, name, why)
 
 
 def parse_options():
@@ -76,39 +84,45 @@ def run_ctest(build, directory, options, count):
     names = [name for name in everything if wanted(name, options.filters)]
     if not everything:
         count.add("FAIL", f"{build}/ctest", f"the build in {directory} has no C tests: was it configured without them?")
-    if not names:
-        return
+    for results in ctest(build, directory, names) if names else ():
+        count.add_all(results)
+
+
+def ctest(build, directory, names):
+    """The results of each of these programs, all at once: [[(result, test, why)]]."""
     with tempfile.TemporaryDirectory() as scratch:
-        results = Path(scratch) / "results.xml"
+        written = Path(scratch) / "results.xml"
         pattern = "^(" + "|".join(map(re.escape, names)) + ")$"
-        command = ["ctest", "--test-dir", directory, "-j2", "--output-junit", str(results), "-R", pattern]
+        command = ["ctest", "--test-dir", directory, "-j2", "--output-junit", str(written), "-R", pattern]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if not results.exists():
-            count.add("FAIL", f"{build}/ctest", done.stdout[-2000:] + done.stderr[-2000:])
-            return
-        for case in ElementTree.parse(results).getroot().iter("testcase"):
-            count_ctest(build, case, count)
+        if not written.exists():
+            return [[("FAIL", f"{build}/ctest", done.stdout[-2000:] + done.stderr[-2000:])]]
+        return [results_of(build, case) for case in ElementTree.parse(written).getroot().iter("testcase")]
 
 
-def count_ctest(build, case, count):
+def results_of(build, case):
     name, status = f"{build}/{case.get('name')}", case.get("status")
     output = case.findtext("system-out") or ""
     inner = re.findall(r"\[SKIP\] *(?:\x1b\[[0-9;]*m)*(\S+?):? (.*)", output)
     if status == "run":
-        count.add("ok", name)
-        for test, why in inner:
-            count.add("skip", f"{name}/{test}", why)
         print(f"ok {name}" + (f" ({len(inner)} inside skipped)" if inner else ""), flush=True)
-    elif status in ("notrun", "disabled"):
+        return [("ok", name, ""), *(("skip", f"{name}/{test}", why) for test, why in inner)]
+    if status in ("notrun", "disabled"):
         skipped = case.find("skipped")
         why = skip_reason(output or (skipped.get("message", "") if skipped is not None else ""))
         # A program that could not be started is not one that chose to skip.
         chose = skipped is not None and "SKIP_RETURN_CODE" in skipped.get("message", "")
-        count.add("skip" if chose else "FAIL", name, why)
         print(f"{'skip' if chose else 'FAIL'} {name}: {why}", flush=True)
-    else:
-        count.add("FAIL", name, "see above")
-        print(f"{output[-6000:]}\nFAIL {name}", flush=True)
+        return [("skip" if chose else "FAIL", name, why)]
+    print(f"{output[-6000:]}\nFAIL {name}", flush=True)
+    return [("FAIL", name, " | ".join(failures_in(output)) or "see above")]
+
+
+def failures_in(output):
+    """What criterion says of failed assertions, and of tests that crashed or took too long."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in output.splitlines()]
+    return [line.removeprefix("[----]").strip() for line in lines
+            if line.startswith(("[----]", "[FAIL]")) and line != "[----]"]
 
 
 class SharedHosts:
@@ -182,7 +196,8 @@ def run_e2e(build, directory, options, accel, shared, count):
         told = shared.environment() if on_hosts(program) else {}
         patience = (2 if on_hosts(program) else 1) * (1 if build == "plain" else 2)
         limit = FULL_LIMIT if options.full else patience * QUICK_LIMIT
-        run_program(f"{build}/e2e/{program.stem}", [str(program), *arguments], {**environment, **told}, limit, count)
+        count.add_all(run_program(f"{build}/e2e/{program.stem}", [str(program), *arguments], {**environment, **told},
+                                  limit))
 
     programs = [program for program in e2e_programs(build) if wanted(f"{build}/e2e/{program.stem}", options.filters)]
     fetch_images(programs)
@@ -216,8 +231,8 @@ def results_in(lines):
         yield result, case, " | ".join([why, *(line.strip() for line in more if line.strip())])
 
 
-def run_program(name, argv, environment, limit, count):
-    """One e2e program; each of its `ok`, `FAIL` and `skip` lines is a test."""
+def run_program(name, argv, environment, limit):
+    """The results of one e2e program; each of its `ok`, `FAIL` and `skip` lines is a test."""
     started = time.monotonic()
     process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
@@ -227,15 +242,14 @@ def run_program(name, argv, environment, limit, count):
             lines.append(line)
             print(f"    {short}: {line}", end="", flush=True)
         code = process.wait()
-    found = list(results_in(lines))
-    for result, case, why in found:
-        count.add(result, f"{name}/{case.strip()}", why)
-    results = [result for result, _, _ in found]
-    if not found:
-        count.add("ok" if code == 0 else "skip" if code == SKIPPED else "FAIL", name, skip_reason("".join(lines)))
-    elif code not in (0, SKIPPED) and "FAIL" not in results:
-        count.add("FAIL", name, f"ended with {code} after {time.monotonic() - started:.0f} s (limit {limit} s)")
-    print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+    seconds = time.monotonic() - started
+    print(f"{name}: {seconds:.1f} s", flush=True)
+    results = [(result, f"{name}/{case.strip()}", why) for result, case, why in results_in(lines)]
+    if not results:
+        return [("ok" if code == 0 else "skip" if code == SKIPPED else "FAIL", name, skip_reason("".join(lines)))]
+    if code not in (0, SKIPPED) and not failures(results):
+        results.append(("FAIL", name, f"ended with {code} after {seconds:.0f} s (limit {limit} s)"))
+    return results
 
 
 def expected_skips():
