@@ -34,6 +34,7 @@ GRACE = 30  # s, for it to clean up
 MEASURING = ("control_latency", "convergence", "gap", "qemu_moves", ON_HOSTS)
 AT_A_TIME = 3
 SKIPPED = 77
+MOST_UNSTEADY = 3  # programs; where more fail, that is no chance
 
 
 def failures(results):
@@ -44,14 +45,35 @@ class Count:
     """What was found, of each test (its name, why); any thread."""
 
     def __init__(self):
-        self.passed, self.failed, self.skipped = [], [], []
+        self.passed, self.failed, self.skipped, self.unsteady = [], [], [], []
+        self.doubtful = []  # (results, how to get them once more) of programs that failed
 
     def add(self, result, name, why=""):
         {"ok": self.passed, "FAIL": self.failed, "skip": self.skipped}[result].append((name, why))
 
+    def take(self, results, again):
+        """The results of a program, and what runs it once more."""
+        if failures(results):
+            self.doubtful.append((results, again))
+        else:
+            self.add_all(results)
+
     def add_all(self, results):
         for result, name, why in results:
             self.add(result, name, why)
+
+    def settle(self):
+        """Runs the programs that failed once more, now that nothing else does. What fails again has failed; a test that
+        does not is unsteady: it passed, and the summary tells what it failed with. It has a fault that is to be found."""
+        chance = len(self.doubtful) <= MOST_UNSTEADY
+        for results, again in self.doubtful:
+            if chance:
+                print(f"once more, for these failed: {', '.join(name for name, _ in failures(results))}", flush=True)
+            second = again() if chance else results
+            still = {name for name, _ in failures(second)}
+            self.unsteady += [(name, why) for name, why in failures(results) if name not in still]
+            self.add_all(second)
+        self.doubtful = []
 
 
 def parse_options():
@@ -84,20 +106,21 @@ def run_ctest(build, directory, options, count):
     names = [name for name in everything if wanted(name, options.filters)]
     if not everything:
         count.add("FAIL", f"{build}/ctest", f"the build in {directory} has no C tests: was it configured without them?")
-    for results in ctest(build, directory, names) if names else ():
-        count.add_all(results)
+    for name, results in ctest(build, directory, names).items() if names else ():
+        count.take(results, lambda name=name: ctest(build, directory, [name])[name])
 
 
 def ctest(build, directory, names):
-    """The results of each of these programs, all at once: [[(result, test, why)]]."""
+    """{program: [(result, test, why)]} of these, all at once."""
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / "results.xml"
         pattern = "^(" + "|".join(map(re.escape, names)) + ")$"
         command = ["ctest", "--test-dir", directory, "-j2", "--output-junit", str(written), "-R", pattern]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if not written.exists():
-            return [[("FAIL", f"{build}/ctest", done.stdout[-2000:] + done.stderr[-2000:])]]
-        return [results_of(build, case) for case in ElementTree.parse(written).getroot().iter("testcase")]
+            return {name: [("FAIL", f"{build}/{name}", done.stdout[-2000:] + done.stderr[-2000:])] for name in names}
+        return {case.get("name"): results_of(build, case)
+                for case in ElementTree.parse(written).getroot().iter("testcase")}
 
 
 def results_of(build, case):
@@ -196,15 +219,17 @@ def run_e2e(build, directory, options, accel, shared, count):
         told = shared.environment() if on_hosts(program) else {}
         patience = (2 if on_hosts(program) else 1) * (1 if build == "plain" else 2)
         limit = FULL_LIMIT if options.full else patience * QUICK_LIMIT
-        count.add_all(run_program(f"{build}/e2e/{program.stem}", [str(program), *arguments], {**environment, **told},
-                                  limit))
+        return run_program(f"{build}/e2e/{program.stem}", [str(program), *arguments], {**environment, **told}, limit)
+
+    def run_and_take(program):
+        count.take(run(program), lambda: run(program))
 
     programs = [program for program in e2e_programs(build) if wanted(f"{build}/e2e/{program.stem}", options.filters)]
     fetch_images(programs)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        list(pool.map(run, (program for program in programs if not measures(program))))
+        list(pool.map(run_and_take, (program for program in programs if not measures(program))))
     for program in filter(measures, programs):
-        run(program)
+        run_and_take(program)
 
 
 @contextlib.contextmanager
@@ -226,7 +251,7 @@ def results_in(lines):
     told = [(at, match.groups()) for at, line in enumerate(lines)
             if (match := re.match(r"(ok|FAIL|skip) ([^:(]+?)(?:: | \()(.*)", line))]
     ends = [at for at, _ in told[1:]] + [len(lines)]
-    for (at, (result, case, why)), end in zip(told, ends, strict=True):
+    for (at, (result, case, why)), end in zip(told, ends):
         more = lines[at + 1:end] if result == "FAIL" else []
         yield result, case, " | ".join([why, *(line.strip() for line in more if line.strip())])
 
@@ -273,6 +298,8 @@ def summarise(count, seed):
     account_for_skips(count)
     for name, why in count.skipped:
         print(f"skipped: {name}: {why}")
+    for name, why in count.unsteady:
+        print(f"unsteady: {name}: passed when it was run once more, and before: {why[:1000]}")
     for name, why in count.failed:
         print(f"failed: {name}: {why[:1000]}")
     print(f"seed {seed}")
@@ -290,9 +317,11 @@ def main():
         shared = SharedHosts()
         try:
             run_e2e(build, directory, options, accel, shared, count)
+            count.settle()
         finally:
             shared.end()
-    sys.exit(summarise(count, options.seed))
+    return summarise(count, options.seed)
 
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())
