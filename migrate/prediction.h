@@ -1,5 +1,5 @@
 /* What a migration will take: the engine's own policy, run round by round on what is known of the
- * guest (dirty_profile.h), the path (rehearsal.h) and the fixed costs (costs.h). Pure: no clock, no
+ * guest (dirty_profile.h), the path (path_profile.h) and the fixed costs (costs.h). Pure: no clock, no
  * memory, no I/O. Any thread.
  *
  * A round sends the bands one after the other; each becomes dirty again from its own re-arming to
@@ -12,23 +12,8 @@
 #include <stdint.h>
 
 #include "migrate/dirty_profile.h"
+#include "migrate/path_profile.h"
 #include "migrate/policy.h"
-
-/* What pages cost between two hosts over one transport. */
-struct path_profile {
-    uint64_t bandwidth;      /* bytes/s of guest memory over the lanes; never 0 */
-    double bandwidth_spread; /* half the width of where 90 % of moves lie by its pieces, relative */
-    uint64_t zero_bandwidth; /* bytes/s at which zero pages are sifted out; 0: costs nothing */
-    uint64_t setup_ns;       /* from the accepted command to the first round */
-    uint64_t tracked_ns;     /* of that, what the guest's writing is tracked in: lanes open */
-    uint64_t first_ns; /* of the first round beyond its pages: windows open, memory registers */
-    uint64_t round_ns; /* what a round takes beyond its pages: its fence, its collect */
-    uint64_t round_trip_ns; /* of the control channel */
-    double guest_share; /* of its dirtying that the guest gets done while pages are sent: 0..1 */
-    /* As bandwidth, from the second round on: those pages are there already. 0: the same. */
-    uint64_t again_bandwidth;
-    unsigned lanes; /* that pages go over */
-};
 
 /* Of the control channel, in every downtime: the last fence, the load, the start. */
 enum { DOWNTIME_ROUND_TRIPS = 3 };

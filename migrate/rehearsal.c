@@ -1,7 +1,6 @@
 #include "migrate/rehearsal.h"
 
 #include <errno.h>
-#include <math.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,12 +28,8 @@ enum {
     LIMIT_MS = 5000,
     AGAIN_MS = 500,
     FENCES = 5,
-    GROUPS = 8, /* of pieces, whose times show how steady the path is */
-    FEWEST_GROUPS = 3,
     TELLING_PAGES = 64, /* fewer say nothing of how much the guest gets done */
 };
-
-static const double UNKNOWN_SPREAD = 0.1, WIDEST = 0.9;
 
 static const char *const schemes[] = {"tcp", "rdma"};
 
@@ -144,65 +139,6 @@ static double guest_share(const struct dirty_profile *guest, uint64_t pages, uin
     return high;
 }
 
-static uint64_t median_fence(const struct trial_result *trial)
-{
-    double ns[TRIAL_MAX_FENCES];
-
-    for (unsigned i = 0; i < trial->fence_count; i++)
-        ns[i] = (double)trial->fence_ns[i];
-    sort_doubles(ns, trial->fence_count);
-    return to_u64(quantile(ns, trial->fence_count, 0.5));
-}
-
-/* What a byte took from the end of piece `from` to that of piece `to`. */
-static double ns_per_byte(const struct trial_result *trial, unsigned from, unsigned to)
-{
-    uint64_t bytes = 0, ns = trial->pieces[to].at_ns - trial->pieces[from].at_ns;
-
-    for (unsigned i = from + 1; i <= to; i++)
-        bytes += trial->pieces[i].bytes;
-    return (double)(ns ? ns : 1) / (double)bytes;
-}
-
-/* Half the width of where the middle 90 % lie, relative to `mean`; sorts them. */
-static double spread_of(double *values, unsigned count, double mean)
-{
-    sort_doubles(values, count);
-    double width = quantile(values, count, 0.95) - quantile(values, count, 0.05);
-    return smaller(width / 2 / mean, WIDEST);
-}
-
-/* Without its fence, which counts for the round. */
-static uint64_t again_bandwidth(const struct trial_result *trial)
-{
-    uint64_t fence = median_fence(trial), ns = trial->again_ns;
-
-    ns -= fence < ns / 2 ? fence : ns / 2;
-    return ns ? (uint64_t)((double)trial->again_bytes * 1e9 / (double)ns) : 0;
-}
-
-/* The first piece has what happens once, too: windows that open, the first memory that is
- * registered. Where enough came after it, that is told from the bandwidth. Spread is taken of
- * times: fences that are seen together would make rates of no meaning. What counts is by how much
- * the mean of the trial and that of a move differ, each of so many pieces or more. */
-static void weigh(const struct trial_result *trial, struct path_profile *path)
-{
-    unsigned last = trial->piece_count - 1, groups = last < GROUPS ? last : GROUPS;
-    double byte_ns = (double)trial->ns / (double)trial->bytes, times[GROUPS];
-
-    path->bandwidth_spread = UNKNOWN_SPREAD;
-    if (groups >= FEWEST_GROUPS) {
-        byte_ns = ns_per_byte(trial, 0, last);
-        double extra_ns = (double)trial->pieces[0].at_ns - byte_ns * (double)trial->pieces[0].bytes;
-        path->first_ns = extra_ns > 0 ? (uint64_t)extra_ns : 0;
-        for (unsigned i = 0; i < groups; i++)
-            times[i] = ns_per_byte(trial, i * last / groups, (i + 1) * last / groups);
-        path->bandwidth_spread = spread_of(times, groups, byte_ns) * sqrt(2.0 / groups);
-    }
-    path->bandwidth = byte_ns < 1e9 ? (uint64_t)(1e9 / byte_ns) : 1;
-    path->again_bandwidth = again_bandwidth(trial);
-}
-
 static int run_trial(struct rehearsing *r, const struct inquiry *q,
                      const struct found_message *found, struct path_profile *path,
                      struct error *err)
@@ -239,7 +175,7 @@ static int run_trial(struct rehearsing *r, const struct inquiry *q,
     uint64_t asked_ns = path->setup_ns;
     path->setup_ns += trial.connect_ns + r->tracking_ns;
     path->tracked_ns = trial.connect_ns;
-    weigh(&trial, path);
+    path_profile_weigh(&trial, r->out->guest.collect_ns, path);
     log_line(
         LOG_DEBUG,
         "rehearsal over %s: questions %.1f ms, tracking %.1f ms, lanes %.1f ms, %u pieces with "
@@ -248,7 +184,6 @@ static int run_trial(struct rehearsing *r, const struct inquiry *q,
         ns_to_ms(trial.connect_ns), trial.piece_count, (double)trial.bytes / (1 << 20),
         ns_to_ms(trial.ns), ns_to_ms(trial.pieces[0].at_ns));
     path->zero_bandwidth = r->sample.zero_bandwidth;
-    path->round_ns = median_fence(&trial) + r->out->guest.collect_ns;
     path->guest_share =
         guest_share(&r->out->guest, r->pages_meanwhile, r->stopped_at - r->rearmed_at);
     return 0;
