@@ -50,25 +50,47 @@ static uint64_t again_bandwidth(const struct trial_result *trial)
 }
 
 /* The first piece has what happens once, too: windows that open, the first memory that is
- * registered. Where enough came after it, that is told from the bandwidth. Spread is taken of
- * times: fences that are seen together would make rates of no meaning. What counts is by how much
- * the mean of the trial and that of a move differ, each of so many pieces or more. */
+ * registered. What came after it shows the bandwidth, unless the first was only told of late: then
+ * the others look quicker than the path is, and quicker than the same pages the second time, which
+ * they never are. The whole trial was slower than the path, or as slow. */
+static double settled_ns_per_byte(const struct trial_result *trial, uint64_t again_bandwidth)
+{
+    unsigned last = trial->piece_count - 1;
+    double later = ns_per_byte(trial, 0, last);
+    double whole = (double)trial->pieces[last].at_ns / (double)trial->bytes;
+    double again = again_bandwidth ? 1e9 / (double)again_bandwidth : 0;
+
+    return larger(later, smaller(again, whole));
+}
+
+/* Spread is taken of times: fences that are seen together would make rates of no meaning. What
+ * counts is by how much the mean of the trial and that of a move differ, each of so many pieces or
+ * more. */
+static double spread_of_pieces(const struct trial_result *trial, unsigned groups, double byte_ns)
+{
+    unsigned last = trial->piece_count - 1;
+    double times[GROUPS];
+
+    for (unsigned i = 0; i < groups; i++)
+        times[i] = ns_per_byte(trial, i * last / groups, (i + 1) * last / groups);
+    return spread_of(times, groups, byte_ns) * sqrt(2.0 / groups);
+}
+
 void path_profile_weigh(const struct trial_result *trial, uint64_t collect_ns,
                         struct path_profile *path)
 {
     unsigned last = trial->piece_count - 1, groups = last < GROUPS ? last : GROUPS;
-    double byte_ns = (double)trial->ns / (double)trial->bytes, times[GROUPS];
+    double byte_ns = (double)trial->ns / (double)trial->bytes;
 
+    path->again_bandwidth = again_bandwidth(trial);
     path->bandwidth_spread = UNKNOWN_SPREAD;
+    path->first_ns = 0;
     if (groups >= FEWEST_GROUPS) {
-        byte_ns = ns_per_byte(trial, 0, last);
-        double extra_ns = (double)trial->pieces[0].at_ns - byte_ns * (double)trial->pieces[0].bytes;
+        byte_ns = settled_ns_per_byte(trial, path->again_bandwidth);
+        double extra_ns = (double)trial->pieces[last].at_ns - byte_ns * (double)trial->bytes;
         path->first_ns = extra_ns > 0 ? (uint64_t)extra_ns : 0;
-        for (unsigned i = 0; i < groups; i++)
-            times[i] = ns_per_byte(trial, i * last / groups, (i + 1) * last / groups);
-        path->bandwidth_spread = spread_of(times, groups, byte_ns) * sqrt(2.0 / groups);
+        path->bandwidth_spread = spread_of_pieces(trial, groups, byte_ns);
     }
     path->bandwidth = byte_ns < 1e9 ? (uint64_t)(1e9 / byte_ns) : 1;
-    path->again_bandwidth = again_bandwidth(trial);
     path->round_ns = median_fence(trial) + collect_ns;
 }
