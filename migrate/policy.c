@@ -1,5 +1,6 @@
 #include "migrate/policy.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -31,7 +32,7 @@ enum {
     RECENT_ROUNDS = 3,
     ASSUMED_BANDWIDTH = 1 << 30,
     AHEAD_MS = 100, /* half of it each fence: a busy destination may be so late with one */
-    LEAST_AHEAD = 512 << 10,
+    FENCE_SLACK = GUEST_CHUNK_SIZE / 4,
 };
 
 /* A dirty set halves from round to round when pages get dirty at this share of the bandwidth. */
@@ -312,14 +313,27 @@ struct policy_pace policy_pace(uint64_t bandwidth, uint64_t round_trip_ns, unsig
     double s =
         (double)saturating_add(AHEAD_MS * NS_PER_MS, saturating_add(round_trip_ns, round_trip_ns)) /
         1e9;
-    uint64_t ahead = to_u64((double)bandwidth * s), least = (uint64_t)GUEST_CHUNK_SIZE * lanes;
+    uint64_t ahead = to_u64((double)bandwidth * s),
+             least = (uint64_t)GUEST_CHUNK_SIZE * (lanes ? lanes : 1);
 
     ahead = ahead > least ? ahead : least;
-    ahead = ahead > LEAST_AHEAD ? ahead : LEAST_AHEAD;
     uint64_t fences = ahead / POLICY_FENCE_BYTES + (ahead % POLICY_FENCE_BYTES != 0);
     if (fences <= 2)
         return (struct policy_pace){.fence_bytes = ahead / 2, .fences = 2};
     return (struct policy_pace){.fence_bytes = POLICY_FENCE_BYTES, .fences = fences};
+}
+
+bool policy_fence_is_due(const struct policy_pace *pace, uint64_t unfenced_bytes)
+{
+    return unfenced_bytes + FENCE_SLACK >= pace->fence_bytes;
+}
+
+double policy_pace_ahead(const struct policy_pace *pace, double chunk_bytes)
+{
+    double least = larger((double)pace->fence_bytes - FENCE_SLACK, 1);
+    double piece = ceil(least / chunk_bytes) * chunk_bytes;
+
+    return ((double)pace->fences - 0.5) * piece;
 }
 
 uint64_t policy_best_bandwidth(uint64_t before, const struct policy_round *round)

@@ -87,6 +87,14 @@ enum { POLICY_FENCE_BYTES = 64 << 20 };
  * chunk for each of the lanes. More would only wait, and what waits gets dirty again. */
 struct policy_pace policy_pace(uint64_t bandwidth, uint64_t round_trip_ns, unsigned lanes);
 
+/* Whether so much has been posted since the last fence that another is due: a chunk with some clean
+ * pages counts as a chunk. */
+bool policy_fence_is_due(const struct policy_pace *pace, uint64_t unfenced_bytes);
+
+/* Bytes on their way, in the mean, when a page is taken, where a chunk has `chunk_bytes` of pages
+ * to send (more than 0). */
+double policy_pace_ahead(const struct policy_pace *pace, double chunk_bytes);
+
 /* The most that a path has shown: `before`, or this round's bytes/s if it was large enough to tell.
  * What a round shows that was paced by this is no more, so that it never falls. */
 uint64_t policy_best_bandwidth(uint64_t before, const struct policy_round *round);

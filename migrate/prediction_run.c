@@ -19,6 +19,7 @@
 enum {
     RUN_HISTORY = 64,
     STEADY_ROUNDS = 4, /* that differ by so little that the next will, too: */
+    SLICES = 4,        /* of a group */
     PAUSE_US = 500,    /* from the end of a round's collect until the vCPUs stand still */
 };
 
@@ -40,6 +41,19 @@ static double send_ns(const struct run *r, double pages)
     return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / bandwidth;
 }
 
+/* Of the pages that the guest ever writes, as far as is known, how many were found. */
+static double found_share(const struct run *r)
+{
+    const struct dirty_curve *c = r->setting->curve;
+    double all = 0, found = 0;
+
+    for (unsigned g = 0; g < CURVE_GROUPS && c->points; g++) {
+        all += smaller(c->pages[c->points - 1][g], c->present[g]);
+        found += r->found[g];
+    }
+    return all > 0 ? smaller(larger(found / all, 1.0 / GUEST_CHUNK_PAGES), 1) : 1;
+}
+
 /* On their way, in the mean, when a page is taken (rounds_send_dirty). A cap holds back posting:
  * what is taken has gone, or nearly. */
 static double pages_ahead(const struct run *r)
@@ -50,7 +64,7 @@ static double pages_ahead(const struct run *r)
 
     if (r->setting->capped)
         return 0;
-    return ((double)pace.fences - 0.5) * (double)pace.fence_bytes / GUEST_PAGE_SIZE;
+    return policy_pace_ahead(&pace, found_share(r) * GUEST_CHUNK_SIZE) / GUEST_PAGE_SIZE;
 }
 
 /* The guest's own time in `ns` during which pages are sent. */
@@ -112,7 +126,7 @@ static void first_round(struct run *r)
     note_round(r, s->present_pages, sent, ns, tracked_ns + ns);
 }
 
-/* What a group's turn does. */
+/* What the turn of a part of a group does. */
 struct turn {
     double waiting, after; /* windows */
     double along;          /* of what is written while it waits, how much is sent with the rest */
@@ -132,25 +146,34 @@ static double dirty_again(const struct dirty_curve *c, unsigned g, double before
            (1 - turn->along) * written_meanwhile(c, g, before + turn->after, turn->waiting);
 }
 
+/* Sends what was found of a group, `sent` pages having been sent before, a slice after the other:
+ * much of a large group goes when the path has room, the rest later. Returns the pages. */
+static double send_group(struct run *r, unsigned g, double sent, double ahead, double all)
+{
+    const struct dirty_curve *c = r->setting->curve;
+    double found = r->found[g], before = dirty_curve_ns(c, g, found), again = 0, more = 0;
+    struct turn turn = {.along = dirty_curve_along(c, all)};
+
+    for (unsigned i = 0; i < SLICES; i++) {
+        double position = sent + found * (i + 0.5) / SLICES;
+        turn.waiting = work_ns(r, send_ns(r, larger(position - ahead, 0)));
+        turn.after = larger(all - turn.waiting, 0);
+        again += dirty_again(c, g, before, &turn) / SLICES;
+        if (turn.along > 0)
+            more += turn.along * written_meanwhile(c, g, before, turn.waiting) / SLICES;
+    }
+    r->found[g] = smaller(again, c->present[g]);
+    return found + more;
+}
+
 /* Sends what was found; returns the pages. */
 static double send_groups(struct run *r, double expected_ns)
 {
-    const struct dirty_curve *c = r->setting->curve;
-    double sent = 0, all = work_ns(r, expected_ns), along = dirty_curve_along(c, all);
-    double ahead = pages_ahead(r);
+    double sent = 0, all = work_ns(r, expected_ns), ahead = pages_ahead(r);
 
-    for (unsigned g = 0; g < CURVE_GROUPS; g++) {
-        if (r->found[g] <= 0 && dirty_curve_is_idle(c, g))
-            continue;
-        double waiting = work_ns(r, send_ns(r, larger(sent + r->found[g] / 2 - ahead, 0)));
-        struct turn turn = {waiting, larger(all - waiting, 0), along};
-        double before = dirty_curve_ns(c, g, r->found[g]);
-
-        sent += r->found[g];
-        if (along > 0)
-            sent += along * written_meanwhile(c, g, before, waiting);
-        r->found[g] = smaller(dirty_again(c, g, before, &turn), c->present[g]);
-    }
+    for (unsigned g = 0; g < CURVE_GROUPS; g++)
+        if (r->found[g] > 0 || !dirty_curve_is_idle(r->setting->curve, g))
+            sent += send_group(r, g, sent, ahead, all);
     return sent;
 }
 

@@ -14,7 +14,6 @@ enum {
     REAP_MS = 20,
     STALL_S = 5,    /* nothing completed for so long although something is under way */
     NO_ROOM_S = 10, /* nothing taken for so long: a low rate limit makes a chunk wait for seconds */
-    NEARLY = GUEST_CHUNK_SIZE / 4, /* a chunk with some clean pages is a chunk */
 };
 
 struct region_state {
@@ -305,7 +304,7 @@ static int send_chunk(struct rounds *r, struct region_state *state, uint64_t chu
     int result = count ? post_all(r, runs, count, err) : 0;
     transport_done_with(r->config.transport, state->region.id, first * GUEST_PAGE_SIZE,
                         chunk_size(&state->region, chunk));
-    if (!result && r->unfenced_bytes + NEARLY >= r->pace.fence_bytes)
+    if (!result && policy_fence_is_due(&r->pace, r->unfenced_bytes))
         result = post_fence(r, err);
     return result ? result : reap(r, 0, err);
 }

@@ -82,8 +82,7 @@ Test(path_profile, tells_how_steady_a_path_is)
         struct path_profile path = {0};
 
         path_profile_weigh(&trial, 0, &path);
-        cr_expect(path.bandwidth_spread >= cases[i].least &&
-                      path.bandwidth_spread <= cases[i].most,
+        cr_expect(path.bandwidth_spread >= cases[i].least && path.bandwidth_spread <= cases[i].most,
                   "%s: expected a spread from %.3f to %.3f, got %.3f", cases[i].name,
                   cases[i].least, cases[i].most, path.bandwidth_spread);
     }

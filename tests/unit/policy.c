@@ -278,6 +278,34 @@ Test(policy, predicts_downtime_in_nanoseconds)
     }
 }
 
+Test(policy, sets_a_fence_for_a_chunk_with_some_clean_pages)
+{
+    static const struct {
+        struct policy_pace pace;
+        double chunk;        /* bytes that each chunk has */
+        unsigned chunks;     /* until a fence is due */
+        double ahead_chunks; /* in the mean */
+    } cases[] = {
+        {{1 << 20, 2}, 1 << 20, 1, 1.5},     {{1 << 20, 2}, 800 << 10, 1, 1.5},
+        {{1 << 20, 2}, 760 << 10, 2, 3},     {{1 << 20, 2}, 4 << 10, 192, 288},
+        {{2 << 20, 2}, 1 << 20, 2, 3},       {{64 << 20, 2}, 1 << 20, 64, 96},
+        {{64 << 20, 19}, 1 << 20, 64, 1184}, {{100 << 10, 2}, 4 << 10, 1, 1.5},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        unsigned chunks = 1;
+
+        while (!policy_fence_is_due(&cases[i].pace, (uint64_t)(chunks * cases[i].chunk)))
+            chunks++;
+        cr_expect_eq(chunks, cases[i].chunks, "case %zu: expected a fence after %u chunks, not %u",
+                     i, cases[i].chunks, chunks);
+        double ahead = policy_pace_ahead(&cases[i].pace, cases[i].chunk) / cases[i].chunk;
+        cr_expect_float_eq(ahead, cases[i].ahead_chunks, 0.001,
+                           "case %zu: expected %.1f chunks on their way, not %.3f", i,
+                           cases[i].ahead_chunks, ahead);
+    }
+}
+
 Test(policy, goes_as_far_ahead_as_a_path_takes_in_100_ms_and_two_round_trips)
 {
     static const struct {
@@ -292,7 +320,7 @@ Test(policy, goes_as_far_ahead_as_a_path_takes_in_100_ms_and_two_round_trips)
         {12500000000, MS(1), 2, {64 << 20, 19}}, /* 1216 MiB */
         {1000000, 0, 8, {4 << 20, 2}},           /* a chunk for each lane */
         {1000000, 0, 1, {512 << 10, 2}},
-        {0, 0, 0, {256 << 10, 2}}, /* fences cost as well */
+        {0, 0, 0, {512 << 10, 2}}, /* of a profile that knows no lanes */
         {UINT64_MAX, UINT64_MAX, 1, {64 << 20, (uint64_t)INT64_MAX / (64 << 20) + 1}},
     };
 

@@ -196,7 +196,7 @@ static uint64_t send_dirty(struct machine *m, const struct path_profile *path)
         idle_s = (idle_s > m->now_s ? idle_s : m->now_s) + send_s(m, pages);
         sent += pages;
         unfenced += pages;
-        if (unfenced * GUEST_PAGE_SIZE < pace.fence_bytes)
+        if (!policy_fence_is_due(&pace, unfenced * GUEST_PAGE_SIZE))
             continue;
         fence_s[fences++] = idle_s;
         unfenced = 0;
@@ -314,7 +314,8 @@ static void random_case(struct machine *m, struct plan *plan)
                  .setup_ns = (uint64_t)uniform(10e6, 200e6),
                  .round_ns = (uint64_t)uniform(0.2e6, 3e6),
                  .round_trip_ns = (uint64_t)uniform(50e3, 1e6),
-                 .guest_share = m->share},
+                 .guest_share = m->share,
+                 .lanes = 1 + (unsigned)lrand48() % 4},
         .costs = {.downtime_ns = (uint64_t)uniform(3e6, 30e6),
                   .downtime_spread_ns = 2000000,
                   .finish_ns = (uint64_t)uniform(1e6, 50e6),
