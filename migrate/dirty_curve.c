@@ -60,7 +60,8 @@ static double total_pages(const struct dirty_profile *p, double ns)
  * ones give one that falls itself, with a power of the time. */
 struct tail {
     double end_ns, rate;
-    double decay, power; /* decay * (t / end_ns) ^ -power; 0: straight */
+    double decay, power;          /* decay * (t / end_ns) ^ -power; 0: straight */
+    double growth[PROFILE_BANDS]; /* pages that each band got in the last third */
 };
 
 /* The guest's curve between two of its windows (or its beginning and one). */
@@ -130,6 +131,8 @@ static struct tail find_tail(const struct dirty_profile *p)
     find_pieces(p, end_ns, late);
     find_pieces(p, nearest_ns(p, end_ns / 2, end_ns), early);
     struct tail tail = {.end_ns = end_ns, .rate = late[1].pages / larger(late[1].ns, 1)};
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        tail.growth[band] = interpolate(p, band, end_ns) - interpolate(p, band, end_ns * 2 / 3);
     double decay = find_decay(late), before = find_decay(early);
     if (decay <= 0)
         return tail;
@@ -187,14 +190,11 @@ static double pour(const struct dirty_profile *p, double pages, const double wei
 static void extrapolate(const struct dirty_profile *p, const struct tail *tail, double ns,
                         double out[PROFILE_BANDS])
 {
-    double growth[PROFILE_BANDS], room[PROFILE_BANDS];
-    double end_ns = last_ns(p), left = tail_pages(tail, ns);
+    double room[PROFILE_BANDS], left = tail_pages(tail, ns);
 
-    for (unsigned band = 0; band < PROFILE_BANDS; band++) {
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
         out[band] = (double)p->windows[p->window_count - 1].pages[band];
-        growth[band] = out[band] - interpolate(p, band, end_ns * 2 / 3);
-    }
-    left = pour(p, left, growth, out);
+    left = pour(p, left, tail->growth, out);
     for (unsigned band = 0; band < PROFILE_BANDS; band++)
         room[band] = (double)p->present[band] - out[band];
     pour(p, left, room, out);
