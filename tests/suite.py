@@ -34,11 +34,18 @@ GRACE = 30  # s, for it to clean up
 MEASURING = ("control_latency", "convergence", "gap", "qemu_moves", ON_HOSTS)
 AT_A_TIME = 3
 SKIPPED = 77
-MOST_UNSTEADY = 3  # programs; where more fail, that is no chance
+PLAIN = "plain"  # the build without sanitizers
+MOST_UNSTEADY = 3  # programs of a build; where more fail, that is no chance
 
 
 def failures(results):
     return [(name, why) for result, name, why in results if result == "FAIL"]
+
+
+def passes(name, results):
+    """Whether a test, or all tests of a program, passed; one that is skipped or not told of did not."""
+    told = {result for result, test, _ in results if test == name or test.startswith(f"{name}/")}
+    return "ok" in told and "FAIL" not in told
 
 
 class Count:
@@ -52,8 +59,8 @@ class Count:
         {"ok": self.passed, "FAIL": self.failed, "skip": self.skipped}[result].append((name, why))
 
     def take(self, results, again):
-        """The results of a program, and what runs it once more."""
-        if failures(results):
+        """The results of a program, and what runs it once more; None: nothing does."""
+        if failures(results) and again:
             self.doubtful.append((results, again))
         else:
             self.add_all(results)
@@ -63,17 +70,30 @@ class Count:
             self.add(result, name, why)
 
     def settle(self):
-        """Runs the programs that failed once more, now that nothing else does. What fails again has failed; a test that
-        does not is unsteady: it passed, and the summary tells what it failed with. It has a fault that is to be found."""
+        """Runs the programs that failed once more, now that nothing else does. A test that passes then is unsteady: the
+        summary tells what it failed with, for it has a fault that is to be found. One that does not has failed."""
         chance = len(self.doubtful) <= MOST_UNSTEADY
         for results, again in self.doubtful:
             if chance:
-                print(f"once more, for these failed: {', '.join(name for name, _ in failures(results))}", flush=True)
-            second = again() if chance else results
-            still = {name for name, _ in failures(second)}
-            self.unsteady += [(name, why) for name, why in failures(results) if name not in still]
-            self.add_all(second)
+                self.settle_one(results, again)
+            else:
+                self.add_all(results)
         self.doubtful = []
+
+    def settle_one(self, first, again):
+        print(f"once more, for these failed: {', '.join(name for name, _ in failures(first))}", flush=True)
+        try:
+            second = again()
+        except Exception as trouble:  # the first results are not to be lost
+            print(f"the second try could not be made: {trouble}", flush=True)
+            second = first
+        failed = {name for name, _ in failures(second)}
+        for name, why in failures(first):
+            if passes(name, second):
+                self.unsteady.append((name, why))
+            elif name not in failed:
+                self.add("FAIL", name, why)
+        self.add_all(second)
 
 
 def parse_options():
@@ -107,7 +127,12 @@ def run_ctest(build, directory, options, count):
     if not everything:
         count.add("FAIL", f"{build}/ctest", f"the build in {directory} has no C tests: was it configured without them?")
     for name, results in ctest(build, directory, names).items() if names else ():
-        count.take(results, lambda name=name: ctest(build, directory, [name])[name])
+        count.take(results, again_in(build, lambda name=name: ctest(build, directory, [name])[name]))
+
+
+def again_in(build, run):
+    """What a sanitizer finds once is there."""
+    return run if build == PLAIN else None
 
 
 def ctest(build, directory, names):
@@ -118,9 +143,10 @@ def ctest(build, directory, names):
         command = ["ctest", "--test-dir", directory, "-j2", "--output-junit", str(written), "-R", pattern]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if not written.exists():
-            return {name: [("FAIL", f"{build}/{name}", done.stdout[-2000:] + done.stderr[-2000:])] for name in names}
-        return {case.get("name"): results_of(build, case)
-                for case in ElementTree.parse(written).getroot().iter("testcase")}
+            print(done.stdout[-2000:] + done.stderr[-2000:], flush=True)
+        cases = ElementTree.parse(written).getroot().iter("testcase") if written.exists() else ()
+        told = {case.get("name"): results_of(build, case) for case in cases}
+        return {name: told.get(name, [("FAIL", f"{build}/{name}", "ctest tells nothing of it")]) for name in names}
 
 
 def results_of(build, case):
@@ -142,10 +168,19 @@ def results_of(build, case):
 
 
 def failures_in(output):
-    """What criterion says of failed assertions, and of tests that crashed or took too long."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in output.splitlines()]
-    return [line.removeprefix("[----]").strip() for line in lines
-            if line.startswith(("[----]", "[FAIL]")) and line != "[----]"]
+    """What criterion says of tests that failed, crashed or took too long, and what a sanitizer says."""
+    found, said = [], []
+    for line in output.splitlines():
+        line = re.sub(r"\x1b\[[0-9;]*m", "", line).strip()
+        if line.startswith("[FAIL]"):
+            found += [*said, line]
+        if line.startswith(("[FAIL]", "[PASS]", "[SKIP]")):
+            said = []
+        elif line.startswith("[----]") and line != "[----]":
+            said.append(line.removeprefix("[----]").strip())
+        elif re.search(r"(ERROR|WARNING): \w+Sanitizer", line):
+            found.append(line)
+    return found + said
 
 
 class SharedHosts:
@@ -193,7 +228,7 @@ def e2e_programs(build):
     """Those for a build: first what can run beside others, and what needs hosts last."""
     found = sorted((path for path in (TESTS / "e2e").iterdir() if path.is_file() and os.access(path, os.X_OK)),
                    key=lambda path: (measures(path), on_hosts(path), path))
-    if build == "plain":
+    if build == PLAIN:
         return found
     return [path for path in found if path.suffix == ".py" and
             (not on_hosts(path) or build == SANITIZED and path.stem in SANITIZED_ON_HOSTS)]
@@ -209,7 +244,7 @@ def fetch_images(programs):
 
 def run_e2e(build, directory, options, accel, shared, count):
     environment = {**os.environ, "WANDER": f"{directory}/wander", "WANDER_BUILD": directory, "WANDER_ACCEL": accel,
-                   "WANDER_SEED": str(options.seed), "WANDER_SLOW": "1" if build == "plain" else "4",
+                   "WANDER_SEED": str(options.seed), "WANDER_SLOW": "1" if build == PLAIN else "4",
                    "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0",
                    "TSAN_OPTIONS": f"halt_on_error=1 suppressions={TESTS / 'tsan-suppressions'}",
                    "UBSAN_OPTIONS": "print_stacktrace=1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
@@ -217,12 +252,12 @@ def run_e2e(build, directory, options, accel, shared, count):
     def run(program):
         arguments = ["--full"] if options.full and program.suffix == ".py" else []
         told = shared.environment() if on_hosts(program) else {}
-        patience = (2 if on_hosts(program) else 1) * (1 if build == "plain" else 2)
+        patience = (2 if on_hosts(program) else 1) * (1 if build == PLAIN else 2)
         limit = FULL_LIMIT if options.full else patience * QUICK_LIMIT
         return run_program(f"{build}/e2e/{program.stem}", [str(program), *arguments], {**environment, **told}, limit)
 
     def run_and_take(program):
-        count.take(run(program), lambda: run(program))
+        count.take(run(program), again_in(build, lambda: run(program)))
 
     programs = [program for program in e2e_programs(build) if wanted(f"{build}/e2e/{program.stem}", options.filters)]
     fetch_images(programs)
@@ -313,7 +348,7 @@ def main():
     print(f"seed {options.seed}; guest: " + (f"synthetic, {reason}" if reason else "lab on KVM"), flush=True)
     for build, directory in (text.split("=", 1) for text in options.build):
         run_ctest(build, directory, options, count)
-        accel = "synthetic" if reason or build != "plain" else "kvm"
+        accel = "synthetic" if reason or build != PLAIN else "kvm"
         shared = SharedHosts()
         try:
             run_e2e(build, directory, options, accel, shared, count)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from cases import run_cases
-from hosts import ROOT, expect
+from hosts import ROOT, SLOW, expect
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -28,28 +28,38 @@ PROGRAMS = (
     ("echo 'ok one (0.1 s)'", [("ok", "x/one")]),
     ("echo 'ok one (0.1 s)'; exit 1", [("ok", "x/one"), ("FAIL", "x")]),
     ("echo 'FAIL one: it'; exit 1", [("FAIL", "x/one")]),
-    ("echo 'ok one (0.1 s)'; sleep 60", [("ok", "x/one"), ("FAIL", "x")]),
     ("echo 'skip one: it'; exit 77", [("skip", "x/one")]),
     ("echo skipped: no hosts; exit 77", [("skip", "x")]),
     ("exit 1", [("FAIL", "x")]),
     ("true", [("ok", "x")]),
 )
 
+SLEEPS = "echo 'ok one (0.1 s)'; exec sleep 600"
+
 GOOD, BAD, OTHER = [("ok", "a", "")], [("ok", "a", ""), ("FAIL", "b", "why b")], [("FAIL", "c", "why c")]
 BOTH = [("ok", "a", ""), ("ok", "b", "")]
+SKIPS, ENDED, CASES = [("ok", "a", ""), ("skip", "b", "")], [("ok", "p/a", ""), ("FAIL", "p", "1")], [("ok", "p/a", "")]
 
 SECOND_TRIES = (
-    # (first results, those of the second try, None: there must be none), ...: passed, failed, unsteady
+    # (first results, what comes of the second try, None: there must be none), ...: passed, failed, unsteady
     ([(GOOD, None)], "a", "", ""),
     ([(BAD, BOTH)], "ab", "", "b"),
     ([(BAD, BAD)], "a", "b", ""),
-    ([(BAD, OTHER)], "", "c", "b"),
+    ([(BAD, GOOD)], "a", "b", ""),
+    ([(BAD, SKIPS)], "a", "b", ""),
+    ([(BAD, OTHER)], "", "bc", ""),
+    ([(BAD, RuntimeError("no hosts"))], "a", "b", ""),
+    ([(ENDED, CASES)], "p/a", "", "p"),
+    ([(ENDED, ENDED)], "p/a", "p", ""),
+    ([(ENDED, [("skip", "p", "")])], "", "p", ""),
     ([(GOOD, None), (BAD, BOTH), (OTHER, OTHER)], "aab", "c", "b"),
-    ([(OTHER, GOOD)] * 3, "aaa", "", "ccc"),
+    ([(OTHER, [("ok", "c", "")])] * 3, "ccc", "", "ccc"),
     ([(OTHER, None)] * 4, "", "cccc", ""),
 )
 
 CRITERION = """[RUN ] a::b
+[\x1b[0;34m----\x1b[0m] a case that is near
+[\x1b[0;32mPASS\x1b[0m] a::a: (0.01s)
 [\x1b[0;34m----\x1b[0m] ../../tests/unit/a.c:18: Assertion Failed
 [\x1b[0;34m----\x1b[0m]   \n[\x1b[0;34m----\x1b[0m]   expected 3, got 4
 [\x1b[0;31mFAIL\x1b[0m] a::b: (0.01s)
@@ -69,21 +79,37 @@ def criterion(context):
     expect(got == wanted, f"expected {wanted}; got {got}")
 
 
+def ends_as(script, limit, wanted):
+    got = suite.run_program("x", ["bash", "-c", script], dict(os.environ), limit)
+    expect([(result, name) for result, name, _ in got] == wanted, f"expected {wanted} of '{script}'; got {got}")
+
+
 def programs(context):
     for script, wanted in PROGRAMS:
-        got = suite.run_program("x", ["bash", "-c", script], dict(os.environ), 1)
-        expect([(result, name) for result, name, _ in got] == wanted, f"expected {wanted} of '{script}'; got {got}")
+        ends_as(script, 60, wanted)
+    ends_as(SLEEPS, 3 * SLOW, [("ok", "x/one"), ("FAIL", "x")])
+
+
+def make(second, tried):
+    tried.append(second)
+    if isinstance(second, Exception):
+        raise second
+    return second
 
 
 def second_tries(context):
     for attempts, *wanted in SECOND_TRIES:
         count, tried = suite.Count(), []
         for first, second in attempts:
-            count.take(first, lambda second=second: tried.append(second) or second)
+            count.take(first, lambda second=second: make(second, tried))
         count.settle()
         got = ["".join(name for name, _ in sorted(found)) for found in (count.passed, count.failed, count.unsteady)]
         expect(None not in tried and got == wanted, f"expected passed, failed and unsteady to be {wanted} after "
                                                     f"{attempts}; got {got}, second tries {tried}")
+    count = suite.Count()
+    count.take(BAD, None)
+    count.settle()
+    expect(count.failed == [("b", "why b")], f"expected no second try to fail 'b'; got {count.failed}")
 
 
 def unsteady_program(context):
