@@ -41,24 +41,23 @@ static double spread_of(double *values, unsigned count, double mean)
 }
 
 /* Without its fence, which counts for the round. */
-static uint64_t again_bandwidth(const struct trial_result *trial)
+static double again_ns_per_byte(const struct trial_result *trial)
 {
     uint64_t fence = median_fence(trial), ns = trial->again_ns;
 
     ns -= fence < ns / 2 ? fence : ns / 2;
-    return ns ? (uint64_t)((double)trial->again_bytes * 1e9 / (double)ns) : 0;
+    return trial->again_bytes ? (double)ns / (double)trial->again_bytes : 0;
 }
 
 /* The first piece has what happens once, too: windows that open, the first memory that is
  * registered. What came after it shows the bandwidth, unless the first was only told of late: then
- * the others look quicker than the path is, and quicker than the same pages the second time, which
- * they never are. The whole trial was slower than the path, or as slow. */
-static double settled_ns_per_byte(const struct trial_result *trial, uint64_t again_bandwidth)
+ * the others look quicker than the same pages did the second time, which they never are. So that
+ * time counts, unless something disturbed it: then it took longer than the whole trial. */
+static double settled_ns_per_byte(const struct trial_result *trial, double again)
 {
     unsigned last = trial->piece_count - 1;
     double later = ns_per_byte(trial, 0, last);
     double whole = (double)trial->pieces[last].at_ns / (double)trial->bytes;
-    double again = again_bandwidth ? 1e9 / (double)again_bandwidth : 0;
 
     return larger(later, smaller(again, whole));
 }
@@ -76,21 +75,26 @@ static double spread_of_pieces(const struct trial_result *trial, unsigned groups
     return spread_of(times, groups, byte_ns) * sqrt(2.0 / groups);
 }
 
+static uint64_t bandwidth_of(double byte_ns)
+{
+    return byte_ns < 1e9 ? (uint64_t)(1e9 / larger(byte_ns, 1e-6)) : 1;
+}
+
 void path_profile_weigh(const struct trial_result *trial, uint64_t collect_ns,
                         struct path_profile *path)
 {
     unsigned last = trial->piece_count - 1, groups = last < GROUPS ? last : GROUPS;
-    double byte_ns = (double)trial->ns / (double)trial->bytes;
+    double byte_ns = (double)trial->ns / (double)trial->bytes, again = again_ns_per_byte(trial);
 
-    path->again_bandwidth = again_bandwidth(trial);
     path->bandwidth_spread = UNKNOWN_SPREAD;
     path->first_ns = 0;
     if (groups >= FEWEST_GROUPS) {
-        byte_ns = settled_ns_per_byte(trial, path->again_bandwidth);
+        byte_ns = settled_ns_per_byte(trial, again);
         double extra_ns = (double)trial->pieces[last].at_ns - byte_ns * (double)trial->bytes;
         path->first_ns = extra_ns > 0 ? (uint64_t)extra_ns : 0;
         path->bandwidth_spread = spread_of_pieces(trial, groups, byte_ns);
     }
-    path->bandwidth = byte_ns < 1e9 ? (uint64_t)(1e9 / byte_ns) : 1;
+    path->bandwidth = bandwidth_of(byte_ns);
+    path->again_bandwidth = again > 0 ? bandwidth_of(smaller(again, byte_ns)) : 0;
     path->round_ns = median_fence(trial) + collect_ns;
 }

@@ -166,7 +166,8 @@ static int send_all(struct trial *t, struct error *err)
     return result;
 }
 
-/* What has arrived already, as later rounds do. */
+/* What has arrived already, as later rounds do; at once, for windows of lanes that rest get small.
+ */
 static int send_again(struct trial *t, struct error *err)
 {
     struct trial_result *r = t->result;
@@ -194,17 +195,6 @@ static int send_again(struct trial *t, struct error *err)
         return result;
     r->again_bytes = bytes;
     r->again_ns = clock_now() - began;
-    return 0;
-}
-
-/* What fails here has worked before: then the rate of later rounds is not known. */
-static int try_again(struct trial *t, struct error *err)
-{
-    int result = send_again(t, err);
-
-    if (!result || result == -ECANCELED)
-        return result;
-    error_clear(err);
     return 0;
 }
 
@@ -257,10 +247,10 @@ int trial_run(const struct trial_config *config, int connect_ms, struct trial_re
         result = send_all(&t, err);
     if (!result && config->after)
         result = config->after(config->context, err);
+    if (!result && config->again_ns)
+        result = send_again(&t, err);
     if (!result)
         result = time_fences(&t, err);
-    if (!result && config->again_ns)
-        result = try_again(&t, err);
     if (t.transport)
         transport_shutdown(t.transport);
     transport_close(t.transport);

@@ -11,8 +11,8 @@ enum { MIB = 1 << 20, PIECE_MIB = 4 };
  * the second time, without their fence; 0: there was no second time. */
 struct trial_case {
     const char *name;
-    double at_ms[12], again_ms;
-    double mib_per_s, first_ms; /* expected */
+    double at_ms[16], again_ms;
+    double mib_per_s, first_ms, again_mib_per_s; /* expected */
 };
 
 static struct trial_result trial_of(const struct trial_case *c)
@@ -34,18 +34,20 @@ static struct trial_result trial_of(const struct trial_case *c)
 Test(path_profile, tells_bandwidth_from_what_happens_once)
 {
     static const struct trial_case cases[] = {
-        {"one piece", {100}, 0, 40, 0},
-        {"too few pieces: as a whole", {200, 300, 400}, 100, 30, 0},
-        {"steady", {100, 200, 300, 400, 500}, 100, 40, 0},
-        {"nothing sent again", {100, 200, 300, 400, 500}, 0, 40, 0},
-        {"a slow start", {250, 350, 450, 550, 650}, 100, 40, 150},
-        {"a slow start, nothing sent again", {250, 350, 450, 550, 650}, 0, 40, 150},
-        {"a quick start", {50, 150, 250, 350, 450}, 100, 40, 0},
-        {"pages that are there go quicker", {100, 200, 300, 400, 500}, 50, 40, 0},
-        {"the first told of late", {200, 275, 350, 425, 500}, 100, 40, 0},
-        {"told of late after a slow start", {300, 375, 450, 525, 600}, 100, 40, 100},
-        {"the second time disturbed", {100, 200, 300, 400, 500}, 400, 40, 0},
-        {"the second time disturbed after a slow start", {200, 275, 350, 425, 500}, 400, 40, 0},
+        {"one piece", {100}, 0, 40, 0, 0},
+        {"too few pieces: as a whole", {200, 300, 400}, 100, 30, 0, 40},
+        {"steady", {100, 200, 300, 400, 500}, 100, 40, 0, 40},
+        {"nothing sent again", {100, 200, 300, 400, 500}, 0, 40, 0, 0},
+        {"a slow start", {250, 350, 450, 550, 650}, 100, 40, 150, 40},
+        {"a slow start, nothing sent again", {250, 350, 450, 550, 650}, 0, 40, 150, 0},
+        {"a quick start", {50, 150, 250, 350, 450}, 100, 40, 0, 40},
+        {"pages that are there go quicker", {100, 200, 300, 400, 500}, 50, 40, 0, 80},
+        {"the first told of late", {200, 275, 350, 425, 500}, 100, 40, 0, 40},
+        {"told of late after a slow start", {300, 375, 450, 525, 600}, 100, 40, 100, 40},
+        {"the second time disturbed", {100, 200, 300, 400, 500}, 400, 40, 0, 40},
+        {"both", {200, 275, 350, 425, 500}, 400, 40, 0, 40},
+        {"all told of at once", {500, 500, 500, 500, 500}, 100, 40, 0, 40},
+        {"many pieces", {150, 250, 350, 450, 550, 650, 750, 850, 950, 1050, 1150}, 100, 40, 50, 40},
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
@@ -60,6 +62,9 @@ Test(path_profile, tells_bandwidth_from_what_happens_once)
         cr_expect_float_eq(ns_to_ms(path.first_ns), c->first_ms, 0.01,
                            "%s: expected %.2f ms more for the first, got %.2f", c->name,
                            c->first_ms, ns_to_ms(path.first_ns));
+        cr_expect_float_eq((double)path.again_bandwidth / MIB, c->again_mib_per_s, 0.01,
+                           "%s: expected %.2f MiB/s the second time, got %.2f", c->name,
+                           c->again_mib_per_s, (double)path.again_bandwidth / MIB);
         cr_expect_eq(path.round_ns, 4 * NS_PER_MS, "%s: expected a round's 4 ms, got %.2f ms",
                      c->name, ns_to_ms(path.round_ns));
     }
