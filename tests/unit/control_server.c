@@ -172,7 +172,7 @@ Test(control_server, two_clients_get_their_own_answers, .timeout = 60)
 static void wait_until_gone(unsigned client)
 {
     struct control_request request = {.command = CONTROL_STATUS};
-    uint64_t deadline = clock_now() + 30 * 1000000000ull, gone = 0;
+    uint64_t deadline = clock_now() + 30 * NS_PER_S, gone = 0;
     struct error err = {0};
     cJSON *reply = NULL;
 
@@ -182,7 +182,8 @@ static void wait_until_gone(unsigned client)
         cJSON_Delete(reply);
         usleep(10000);
     }
-    cr_assert(gone & 1u << client, "expected client %u to be dropped, got: clients %#lx", client,
+    cr_assert(gone & 1u << client,
+              "expected client %u to be dropped; the bits of those that are: %#lx", client,
               (unsigned long)gone);
 }
 
