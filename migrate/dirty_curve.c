@@ -298,6 +298,7 @@ void dirty_curve_make(const struct dirty_profile *profile, struct dirty_curve *o
     for (unsigned band = 0; band < PROFILE_BANDS; band++)
         out->present[band * CURVE_GROUPS / PROFILE_BANDS] += (double)profile->present[band];
     out->points = 0;
+    out->written = profile->window_count ? total_pages(profile, last_ns(profile)) : 0;
     for (unsigned i = 0; i < profile->window_count; i++) {
         for (unsigned band = 0; band < PROFILE_BANDS; band++)
             pages[band] = (double)profile->windows[i].pages[band];

@@ -17,6 +17,7 @@ struct dirty_curve {
     double ns[CURVE_POINTS]; /* growing */
     double pages[CURVE_POINTS][CURVE_GROUPS];
     double present[CURVE_GROUPS];
+    double written; /* pages in all, in the last window that was watched; 0: not known */
     /* how much of what is written around that time comes along when the chunks are taken in which
      * something had been found: 0..1 */
     double along[CURVE_POINTS];

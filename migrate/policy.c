@@ -331,9 +331,11 @@ bool policy_fence_is_due(const struct policy_pace *pace, uint64_t unfenced_bytes
 double policy_pace_ahead(const struct policy_pace *pace, double chunk_bytes)
 {
     double least = larger((double)pace->fence_bytes - FENCE_SLACK, 1);
-    double piece = ceil(least / chunk_bytes) * chunk_bytes;
+    double alike =
+        ceil(least / chunk_bytes) * chunk_bytes; /* each chunk has as much as the other */
+    double unlike = least + chunk_bytes / 2;
 
-    return ((double)pace->fences - 0.5) * piece;
+    return ((double)pace->fences - 0.5) * larger(smaller(alike, unlike), chunk_bytes);
 }
 
 uint64_t policy_best_bandwidth(uint64_t before, const struct policy_round *round)

@@ -84,11 +84,12 @@ enum { POLICY_FENCE_BYTES = 64 << 20 };
 
 /* For a path of this bandwidth (bytes/s) and round trip: what it takes in two round trips and 100
  * ms, so that it does not run dry when a busy destination is late with a fence, and at least a
- * chunk for each of the lanes. More would only wait, and what waits gets dirty again. */
+ * chunk for each of the lanes (0 count as one). More would only wait, and what waits gets dirty
+ * again. */
 struct policy_pace policy_pace(uint64_t bandwidth, uint64_t round_trip_ns, unsigned lanes);
 
-/* Whether so much has been posted since the last fence that another is due: a chunk with some clean
- * pages counts as a chunk. */
+/* Whether so much has been posted since the last fence that another is due: all but a quarter of a
+ * chunk, for a chunk with some clean pages is to count as one. */
 bool policy_fence_is_due(const struct policy_pace *pace, uint64_t unfenced_bytes);
 
 /* Bytes on their way, in the mean, when a page is taken, where a chunk has `chunk_bytes` of pages

@@ -1,6 +1,6 @@
 /* What a migration will take: the engine's own policy, run round by round on what is known of the
- * guest (dirty_profile.h), the path (path_profile.h) and the fixed costs (costs.h). Pure: no clock, no
- * memory, no I/O. Any thread.
+ * guest (dirty_profile.h), the path (path_profile.h) and the fixed costs (costs.h). Pure: no clock,
+ * no memory, no I/O. Any thread.
  *
  * A round sends the bands one after the other; each becomes dirty again from its own re-arming to
  * the end of the round, slowed down by what the guest loses while pages are sent and by throttling.

@@ -30,6 +30,7 @@ struct run {
     struct policy_round rounds[RUN_HISTORY];
     struct policy_input input;
     double found[CURVE_GROUPS]; /* dirty at the newest collect */
+    double ahead;               /* pages, of the round that sends them */
     double elapsed_ns, bytes;
     unsigned round_count, throttle, steady_rounds;
 };
@@ -41,17 +42,21 @@ static double send_ns(const struct run *r, double pages)
     return pages * GUEST_PAGE_SIZE * (double)NS_PER_S / bandwidth;
 }
 
-/* Of the pages that the guest ever writes, as far as is known, how many were found. */
+static double dirty_pages(const struct run *r)
+{
+    double pages = 0;
+
+    for (unsigned g = 0; g < CURVE_GROUPS; g++)
+        pages += r->found[g];
+    return pages;
+}
+
+/* Of the pages that the guest was seen to write, how many were found: how full their chunks are. */
 static double found_share(const struct run *r)
 {
-    const struct dirty_curve *c = r->setting->curve;
-    double all = 0, found = 0;
+    double written = r->setting->curve->written;
 
-    for (unsigned g = 0; g < CURVE_GROUPS && c->points; g++) {
-        all += smaller(c->pages[c->points - 1][g], c->present[g]);
-        found += r->found[g];
-    }
-    return all > 0 ? smaller(larger(found / all, 1.0 / GUEST_CHUNK_PAGES), 1) : 1;
+    return written > 0 ? smaller(larger(dirty_pages(r) / written, 1.0 / GUEST_CHUNK_PAGES), 1) : 1;
 }
 
 /* On their way, in the mean, when a page is taken (rounds_send_dirty). A cap holds back posting:
@@ -73,15 +78,6 @@ static double work_ns(const struct run *r, double ns)
     double running = 1 - (r->throttle < 99 ? r->throttle : 99) / 100.0;
 
     return ns * r->setting->path->guest_share * running * r->setting->speed;
-}
-
-static double dirty_pages(const struct run *r)
-{
-    double pages = 0;
-
-    for (unsigned g = 0; g < CURVE_GROUPS; g++)
-        pages += r->found[g];
-    return pages;
 }
 
 static void note_round(struct run *r, double pages, double sent, double ns, double dirty_ns)
@@ -148,15 +144,15 @@ static double dirty_again(const struct dirty_curve *c, unsigned g, double before
 
 /* Sends what was found of a group, `sent` pages having been sent before, a slice after the other:
  * much of a large group goes when the path has room, the rest later. Returns the pages. */
-static double send_group(struct run *r, unsigned g, double sent, double ahead, double all)
+static double send_group(struct run *r, unsigned g, double sent, double all, double along)
 {
     const struct dirty_curve *c = r->setting->curve;
     double found = r->found[g], before = dirty_curve_ns(c, g, found), again = 0, more = 0;
-    struct turn turn = {.along = dirty_curve_along(c, all)};
+    struct turn turn = {.along = along};
 
     for (unsigned i = 0; i < SLICES; i++) {
         double position = sent + found * (i + 0.5) / SLICES;
-        turn.waiting = work_ns(r, send_ns(r, larger(position - ahead, 0)));
+        turn.waiting = work_ns(r, send_ns(r, larger(position - r->ahead, 0)));
         turn.after = larger(all - turn.waiting, 0);
         again += dirty_again(c, g, before, &turn) / SLICES;
         if (turn.along > 0)
@@ -169,11 +165,13 @@ static double send_group(struct run *r, unsigned g, double sent, double ahead, d
 /* Sends what was found; returns the pages. */
 static double send_groups(struct run *r, double expected_ns)
 {
-    double sent = 0, all = work_ns(r, expected_ns), ahead = pages_ahead(r);
+    double sent = 0, all = work_ns(r, expected_ns);
+    double along = dirty_curve_along(r->setting->curve, all);
 
+    r->ahead = pages_ahead(r);
     for (unsigned g = 0; g < CURVE_GROUPS; g++)
         if (r->found[g] > 0 || !dirty_curve_is_idle(r->setting->curve, g))
-            sent += send_group(r, g, sent, ahead, all);
+            sent += send_group(r, g, sent, all, along);
     return sent;
 }
 

@@ -81,3 +81,36 @@ Test(prediction_again, later_rounds_show_the_rate_themselves)
                   "case %zu: expected %.0f ms, came %.1f: %s", i, cases[i].left_ms, ms, p.why);
     }
 }
+
+/* 832 pages in one place, which are written one after the other in 832 ms, over a path that takes
+ * 1000 pages/s: 384 are on their way when one is taken, so the first two quarters go at once and
+ * the others 136 and 344 ms later, which leaves (832 + 832 + 696 + 488) / 4 of them dirty. Chunks
+ * that are not full are on their way with fewer. */
+Test(prediction_again, a_chunk_goes_when_the_path_has_room)
+{
+    static const struct {
+        unsigned limit_ms, rounds;
+        double downtime_ms;
+    } cases[] = {{1000, 2, 832.5}, {800, 3, 712.5}, {700, 4, 609.5}};
+    struct dirty_profile guest = {.window_count = 2};
+
+    guest.windows[0].ns = 832 * NS_PER_MS;
+    guest.windows[1].ns = 1664 * NS_PER_MS;
+    for (unsigned band = 0; band < PROFILE_BANDS; band++)
+        guest.present[band] = 208;
+    for (unsigned band = 0; band < 4; band++)
+        guest.windows[0].pages[band] = guest.windows[1].pages[band] = 208;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct path_profile path = {.bandwidth = 4096000, .guest_share = 1, .lanes = 2};
+        struct fixed_costs costs = {.bandwidth_ratio = 1};
+        struct policy_limits limits = {.downtime_ns = cases[i].limit_ms * NS_PER_MS};
+        struct prediction p;
+
+        prediction_make(&guest, &path, &costs, &limits, 0, &p);
+        double ms = (double)p.downtime_ns.expected / 1e6;
+        cr_expect(p.rounds == cases[i].rounds && ms > cases[i].downtime_ms - 2 &&
+                      ms < cases[i].downtime_ms + 2,
+                  "limit %u ms: expected %u rounds and %.1f ms, got %u and %.1f (%s)",
+                  cases[i].limit_ms, cases[i].rounds, cases[i].downtime_ms, p.rounds, ms, p.why);
+    }
+}
