@@ -306,7 +306,6 @@ static void random_case(struct machine *m, struct plan *plan)
         .share = uniform(0.7, 1),
         .taking = drand48() < 0.5 ? TAKES_FOUND : TAKES_WRITTEN,
     };
-    unsigned lanes = 1 + (unsigned)lrand48() % 4;
     m->window_pages = (uint64_t)((double)m->hot_pages * uniform(0.05, 0.5)) + 1;
     m->rate = m->bandwidth / GUEST_PAGE_SIZE * uniform_log(0.02, 4);
     *plan = (struct plan){
@@ -315,8 +314,7 @@ static void random_case(struct machine *m, struct plan *plan)
                  .setup_ns = (uint64_t)uniform(10e6, 200e6),
                  .round_ns = (uint64_t)uniform(0.2e6, 3e6),
                  .round_trip_ns = (uint64_t)uniform(50e3, 1e6),
-                 .guest_share = m->share,
-                 .lanes = lanes},
+                 .guest_share = m->share},
         .costs = {.downtime_ns = (uint64_t)uniform(3e6, 30e6),
                   .downtime_spread_ns = 2000000,
                   .finish_ns = (uint64_t)uniform(1e6, 50e6),
@@ -327,6 +325,7 @@ static void random_case(struct machine *m, struct plan *plan)
     };
     plan->path.tracked_ns = plan->path.setup_ns;
     write_until(m, uniform(1, 5));
+    plan->path.lanes = 1 + (unsigned)lrand48() % 4;
 }
 
 /* --- What came of them */
