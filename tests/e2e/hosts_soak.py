@@ -13,7 +13,7 @@ from remote_world import RemoteWorld
 
 ATTEMPTS, ATTEMPTS_FULL, WARM_UP, HOPS, HOPS_FULL = 10, 20, 8, 2, 20
 SMALL = {"memory": "40M", "workload": "touch=24M,hot=4M,rate=500"}
-RSS_GROWTH = 1024  # KiB in all, from the eighth attempt on: by then each way has been tried twice
+RSS_GROWTH = 512  # KiB in all, from the eighth attempt on: by then each way has been tried twice
 WAYS = list(itertools.product(("write", "read"), ("all", "chunk")))
 # glibc gives a thread any arena that is free, and keeps them: one that is used for the first time looks like a leak.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
