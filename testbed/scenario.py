@@ -16,6 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIZE = re.compile(r"\d+(\.\d+)?([KMGT](i?B)?)?")
 TRANSPORTS = ("tcp", "rdma")
 MOST_GUESTS, MOST_VCPUS, LEAST_MTU, MOST_MTU = 64, 64, 1280, 9000
+KEPT = 16 << 20  # bytes of a lab guest's memory that its workload does not get: LAB_WORKLOAD_START
 WORKLOAD = {"touch", "content", "hot", "at", "rate", "pattern", "hot-share", "window", "seed"}
 # Of wander migrate. How it is reported (--json) and for how long it is waited is the comparison's business.
 OPTIONS = {"downtime-limit", "max-bandwidth", "lanes", "throttle", "max-time", "on-timeout", "verify", "rdma-op",
@@ -167,6 +168,18 @@ def settings_of(file, point):
             "options": file.get("move", {}).get("options", []) + point.get("move", {}).get("options", [])}
 
 
+def check_room(settings, key):
+    """A workload that does not fit would be found out by the first move, hours later."""
+    kept = 0 if settings["accel"] == "synthetic" else KEPT
+    room = bytes_of(settings["memory"]) - kept
+    sizes = dict(part.split("=", 1) for part in settings["workload"].split(",") if part)
+    for word in ("touch", "hot"):
+        fits = not SIZE.fullmatch(sizes.get(word, "")) or bytes_of(sizes[word]) <= room
+        need(fits, f"{key}.guest", f"{word}={sizes.get(word)} does not fit into memory = \"{settings['memory']}\", of "
+             f"which the guest keeps {kept >> 20}M for itself")
+    return settings
+
+
 def point_of(file, given, key):
     axis = file.get("axis")
     x = given.get("x")
@@ -177,7 +190,7 @@ def point_of(file, given, key):
     need(NAME.fullmatch(identity), f"{key}.id", f"it is missing: '{identity}' will not do for the name of a folder")
     unit = f" {axis['unit']}" if axis and "unit" in axis else ""
     label = given.get("label") or (f"{x:g}{unit}" if x is not None else identity)
-    return {"id": identity, "label": label, "x": x, "settings": settings_of(file, given)}
+    return {"id": identity, "label": label, "x": x, "settings": check_room(settings_of(file, given), key)}
 
 
 def unique(entries, key, what):

@@ -2,6 +2,8 @@
 """Scenario files: every one in the tree is valid and expands to points with names of their own; of a bad one, one
 message names the file and the key."""
 
+import re
+
 from cases import run_cases
 from hosts import ROOT, Failure, expect
 
@@ -15,6 +17,9 @@ BAD = (
     ("a size that is none", '[guest]\nmemory = "much"', "guest.memory: expected a size"),
     ("a number where text is wanted", "[guest]\nmemory = 64", "guest.memory: expected a size"),
     ("an unknown word in the workload", '[guest]\nworkload = "touch=1M,speed=4"', "guest.workload: 'speed=4'"),
+    ("more touched than there is", '[guest]\nmemory = "32M"\nworkload = "touch=17M"', "point[0].guest: touch=17M does"),
+    ("more hot than there is", '[guest]\nmemory = "32M"\nworkload = "hot=17M"', "point[0].guest: hot=17M does not fit"),
+    ("less than the guest needs", '[guest]\nmemory = "8M"\nworkload = "touch=1M"', "point[0].guest: touch=1M does not"),
     ("no vCPU", "[guest]\nvcpus = 0", "guest.vcpus: expected a whole number"),
     ("true for a number", "[guest]\ncount = true", "guest.count: expected a whole number"),
     ("an unknown kind of guest", '[guest]\naccel = "tcg"', "guest.accel: expected kvm or synthetic"),
@@ -73,6 +78,17 @@ def committed(context):
                                                f"time of moves that may not end")
             expect(scenario.bytes_of(settings["memory"]) * settings["guests"] <= 1 << 30,
                    f"expected {path}, point {point['id']}, to fit into virtual hosts of 2 GiB; got {settings}")
+
+
+def room(context):
+    """What a lab guest keeps for itself is what its header says, and the rest may be used."""
+    header = (ROOT / "migrate" / "guest" / "lab" / "abi.h").read_text()
+    start = int(re.search(r"#define LAB_WORKLOAD_START (0x[0-9a-f]+)", header).group(1), 16)
+    expect(scenario.KEPT == start, f"expected a guest's own {start} bytes to be kept; got {scenario.KEPT}")
+    said = refused(HEAD + '[guest]\nmemory = "32M"\nworkload = "touch=16M,hot=16M"')
+    expect(said is None, f"expected 16 MiB of 32 to be a workload; got {said}")
+    said = refused(HEAD + '[guest]\naccel = "synthetic"\nmemory = "32M"\nworkload = "touch=32M"')
+    expect(said is None, f"expected a synthetic guest to have all of its memory for it; got {said}")
 
 
 def bad(context):
@@ -140,4 +156,4 @@ def named(context):
         raise Failure("expected a scenario that does not exist to be refused")
 
 
-run_cases(__doc__, {"committed": committed, "bad": bad, "layers": layers, "named": named})
+run_cases(__doc__, {"committed": committed, "room": room, "bad": bad, "layers": layers, "named": named})
