@@ -24,6 +24,7 @@ ENOUGH_BOOTS = 3
 # Boots that were lost in moves of one contender at one point, after which it is left alone.
 ENOUGH_LOSSES = 2
 ANSWER_SECONDS = 20
+WARM_UPS = 2  # of each contender in each scenario, one in either direction
 UNKNOWN = object()  # how a link is while a command changes it
 
 
@@ -234,7 +235,7 @@ class Run:
 
     def in_session(self, session):
         self.check_transports(session)
-        self.accel = {}
+        self.accel, self.warm = {}, set()
         for scenario in self.scenarios:
             cells = [cell for cell in self.cells if cell.scenario == scenario["name"]]
             for cell in cells:
@@ -243,6 +244,7 @@ class Run:
                     self.leave_out([cell], why)
             if any(self.missing_of(cell) for cell in cells):
                 self.warm_up(session, scenario, cells)
+                self.warm.add(scenario["name"])
                 self.note_ends(session)
                 self.passes(session, cells)
                 self.note_ends(session)
@@ -295,6 +297,12 @@ class Run:
     def missing(self):
         return sum(map(self.missing_of, self.cells))
 
+    def left(self):
+        """How long what is missing will take, with the warm-ups that it begins with."""
+        cold = {(cell.scenario, cell.contender["name"]) for cell in self.cells
+                if cell.scenario not in self.warm and self.missing_of(cell)}
+        return self.progress.left(self.missing() + WARM_UPS * len(cold))
+
     def warm_up(self, session, scenario, cells):
         """A move of the largest guest in either direction for each contender: they prove page by page that what arrives
         is what was sent, and teach each host what moves cost besides pages."""
@@ -305,8 +313,8 @@ class Run:
                 cell = max(mine, key=lambda cell: cell.point["settings"]["guests"] *
                            scenarios.bytes_of(cell.point["settings"]["memory"]))
                 session.set_link(cell.point["settings"])
-                for forwards in (True, False):
-                    self.one(session, cell, cell.warm_ups + 1, True, forwards)
+                for number in range(WARM_UPS):
+                    self.one(session, cell, cell.warm_ups + 1, True, number % 2 == 0)
 
     def passes(self, session, cells):
         """Repeat after repeat over all points, the contenders taking turns: who is first alternates, and so does the
@@ -356,7 +364,7 @@ class Run:
         source, destination = session.ends if forwards else session.ends[::-1]
         settings, label = cell.point["settings"], f"W{repeat}" if warm_up else f"{repeat:02}"
         what = f"{cell.scenario} {cell.point['label']} {cell.contender['name']} {label}"
-        self.progress.draw(f"{what}  {source} -> {destination} …  {self.progress.left(self.missing())}")
+        self.progress.draw(f"{what}  {source} -> {destination} …  {self.left()}")
         self.order += 1
         began, made, session.moving = time.monotonic(), now(), cell
         options = cell.options() + (["--verify"] if warm_up and "--verify" not in cell.options() else [])
@@ -387,7 +395,7 @@ class Run:
             session.good += not move["failed"]
             self.progress.step(began)
         self.progress.say(f"{what}  {move['source']} -> {move['destination']}  {summary(move)}  "
-                          f"{self.progress.left(self.missing())}")
+                          f"{self.left()}")
         told = nic_counters.told(move["counters"])
         if told:
             self.progress.say(f"    {told}")
