@@ -41,9 +41,9 @@ static double spread_of(double *values, unsigned count, double mean)
 }
 
 /* Without its fence, which counts for the round. */
-static double again_ns_per_byte(const struct trial_result *trial)
+static double again_ns_per_byte(const struct trial_result *trial, uint64_t fence)
 {
-    uint64_t fence = median_fence(trial), ns = trial->again_ns;
+    uint64_t ns = trial->again_ns;
 
     ns -= fence < ns / 2 ? fence : ns / 2;
     return trial->again_bytes ? (double)ns / (double)trial->again_bytes : 0;
@@ -84,7 +84,9 @@ void path_profile_weigh(const struct trial_result *trial, uint64_t collect_ns,
                         struct path_profile *path)
 {
     unsigned last = trial->piece_count - 1, groups = last < GROUPS ? last : GROUPS;
-    double byte_ns = (double)trial->ns / (double)trial->bytes, again = again_ns_per_byte(trial);
+    uint64_t fence = median_fence(trial);
+    double byte_ns = (double)trial->ns / (double)trial->bytes;
+    double again = again_ns_per_byte(trial, fence);
 
     path->bandwidth_spread = UNKNOWN_SPREAD;
     path->first_ns = 0;
@@ -96,5 +98,5 @@ void path_profile_weigh(const struct trial_result *trial, uint64_t collect_ns,
     }
     path->bandwidth = bandwidth_of(byte_ns);
     path->again_bandwidth = again > 0 ? bandwidth_of(smaller(again, byte_ns)) : 0;
-    path->round_ns = median_fence(trial) + collect_ns;
+    path->round_ns = fence + collect_ns;
 }
