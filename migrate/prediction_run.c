@@ -30,7 +30,6 @@ struct run {
     struct policy_round rounds[RUN_HISTORY];
     struct policy_input input;
     double found[CURVE_GROUPS]; /* dirty at the newest collect */
-    double ahead;               /* pages, of the round that sends them */
     double elapsed_ns, bytes;
     unsigned round_count, throttle, steady_rounds;
 };
@@ -122,6 +121,13 @@ static void first_round(struct run *r)
     note_round(r, s->present_pages, sent, ns, tracked_ns + ns);
 }
 
+/* The sending of a round, the same for all groups. */
+struct sending {
+    double all;   /* window of the whole round */
+    double along; /* as in each turn */
+    double ahead; /* pages on their way when one is taken */
+};
+
 /* What the turn of a part of a group does. */
 struct turn {
     double waiting, after; /* windows */
@@ -144,16 +150,16 @@ static double dirty_again(const struct dirty_curve *c, unsigned g, double before
 
 /* Sends what was found of a group, `sent` pages having been sent before, a slice after the other:
  * much of a large group goes when the path has room, the rest later. Returns the pages. */
-static double send_group(struct run *r, unsigned g, double sent, double all, double along)
+static double send_group(struct run *r, unsigned g, double sent, const struct sending *s)
 {
     const struct dirty_curve *c = r->setting->curve;
     double found = r->found[g], before = dirty_curve_ns(c, g, found), again = 0, more = 0;
-    struct turn turn = {.along = along};
+    struct turn turn = {.along = s->along};
 
     for (unsigned i = 0; i < SLICES; i++) {
         double position = sent + found * (i + 0.5) / SLICES;
-        turn.waiting = work_ns(r, send_ns(r, larger(position - r->ahead, 0)));
-        turn.after = larger(all - turn.waiting, 0);
+        turn.waiting = work_ns(r, send_ns(r, larger(position - s->ahead, 0)));
+        turn.after = larger(s->all - turn.waiting, 0);
         again += dirty_again(c, g, before, &turn) / SLICES;
         if (turn.along > 0)
             more += turn.along * written_meanwhile(c, g, before, turn.waiting) / SLICES;
@@ -165,13 +171,13 @@ static double send_group(struct run *r, unsigned g, double sent, double all, dou
 /* Sends what was found; returns the pages. */
 static double send_groups(struct run *r, double expected_ns)
 {
-    double sent = 0, all = work_ns(r, expected_ns);
-    double along = dirty_curve_along(r->setting->curve, all);
+    struct sending s = {.all = work_ns(r, expected_ns), .ahead = pages_ahead(r)};
+    double sent = 0;
 
-    r->ahead = pages_ahead(r);
+    s.along = dirty_curve_along(r->setting->curve, s.all);
     for (unsigned g = 0; g < CURVE_GROUPS; g++)
         if (r->found[g] > 0 || !dirty_curve_is_idle(r->setting->curve, g))
-            sent += send_group(r, g, sent, all, along);
+            sent += send_group(r, g, sent, &s);
     return sent;
 }
 
