@@ -299,9 +299,9 @@ class Run:
 
     def left(self):
         """How long what is missing will take, with the warm-ups that it begins with."""
-        cold = {(cell.scenario, cell.contender["name"]) for cell in self.cells
-                if cell.scenario not in self.warm and self.missing_of(cell)}
-        return self.progress.left(self.missing() + WARM_UPS * len(cold))
+        lacking = {cell: count for cell in self.cells if (count := self.missing_of(cell))}
+        cold = {(cell.scenario, cell.contender["name"]) for cell in lacking if cell.scenario not in self.warm}
+        return self.progress.left(sum(lacking.values()) + WARM_UPS * len(cold))
 
     def warm_up(self, session, scenario, cells):
         """A move of the largest guest in either direction for each contender: they prove page by page that what arrives
