@@ -140,8 +140,10 @@ def turns(context):
     with without_hosts(lambda *_: 1.0) as moves, a_run(repeats=4, max_repeats=4) as run:
         run.progress.left = lambda steps: asked.append(steps) or ""
         run.run()
-        expect(asked[0] == 20 and asked[-1] == 0 and asked == sorted(asked, reverse=True),
-               f"expected the time left to begin with that of 4 warm-ups and 16 moves, and to end with none; got {asked}")
+        # Asked before and after each move.
+        expect(asked[:9] == [20] * 8 + [16] and asked[-1] == 0 and asked == sorted(asked, reverse=True),
+               f"expected the time left to be that of 4 warm-ups and 16 moves, then of the 16, and none at last; got "
+               f"{asked}")
         expect([move[3] for move in moves[:4]] == [False] * 4 and all(move[3] for move in moves[4:]),
                f"expected a warm-up of each contender in either direction first; got {moves[:5]}")
         expect(len({move[1:3] for move in moves[:4]}) == 4, f"expected each of them once; got {moves[:4]}")

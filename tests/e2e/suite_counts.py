@@ -110,6 +110,8 @@ def second_tries(context):
     count.take(BAD, None)
     count.settle()
     expect(count.failed == [("b", "why b")], f"expected no second try to fail 'b'; got {count.failed}")
+    expect(suite.again_in("plain", make) is make and suite.again_in("address", make) is None,
+           "expected second tries in the build without sanitizers, and in no other")
 
 
 def unsteady_program(context):
